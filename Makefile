@@ -12,7 +12,7 @@ TORCH_VERSION := 2.13.0
 
 BIN := .venv/bin
 READY := .venv/ready
-LINTED := src tests book notebooks
+LINTED := src tests book notebooks experiments benchmarks
 
 # Sets and dictionaries in the same order everywhere: outputs are compared as text.
 FIXED := PYTHONHASHSEED=0
@@ -82,7 +82,7 @@ lock: ## re-lock requirements.txt from pyproject.toml, in a fresh environment (n
 	@fresh=$$(mktemp -d); trap 'rm -rf "$$fresh"' EXIT; \
 	$(PYTHON) -m venv "$$fresh/venv"; pip="$$fresh/venv/bin/python -m pip --disable-pip-version-check"; \
 	$$pip install --quiet torch==$(TORCH_VERSION); \
-	$$pip install --quiet -e '.[book,test]'; \
+	$$pip install --quiet -e '.[book,test,experiments,cluster]'; \
 	echo "# Everything that is installed, pinned for Python 3.11. Written by 'make lock'; do not edit." > "$$fresh/lock"; \
 	$$pip freeze --all --exclude pip --exclude-editable | sed -E 's/\+[A-Za-z0-9.]+$$//' >> "$$fresh/lock"; \
 	cp "$$fresh/lock" requirements.txt

@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers import tensor
 
-from companion import diffusion, metrics, targets
+from companion import diffusion, metrics, networks, targets
 
 PROCESS = diffusion.Process(steps=4, variance=2.0, dim=2)
 
@@ -22,14 +22,14 @@ def linear(states, times):
 
 
 def test_a_path_follows_the_recursion():
-    """s' = s + dt u(s, t) + noise, the noise drawn in the order of the steps; exploration widens it."""
+    """s' = s + dt u(s, t) + noise, the noise drawn at once, in the order of the steps; exploration widens it."""
     for extra in (0.0, 0.5):
         paths = diffusion.rollout(PROCESS, linear, 3, generator(1), extra_std=extra, dtype=torch.float64)
-        draws, state = generator(1), torch.zeros(3, 2, dtype=torch.float64)
+        state = torch.zeros(3, 2, dtype=torch.float64)
+        noises = torch.randn(4, 3, 2, generator=generator(1), dtype=torch.float64)
         for step in range(4):
             torch.testing.assert_close(paths[:, step], state, rtol=1e-14, atol=1e-14)
-            noise = torch.randn(3, 2, generator=draws, dtype=torch.float64)
-            state = state + 0.25 * (0.25 * step - state) + math.sqrt(2.0 * 0.25 + extra**2) * noise
+            state = state + 0.25 * (0.25 * step - state) + math.sqrt(2.0 * 0.25 + extra**2) * noises[step]
         torch.testing.assert_close(paths[:, 4], state, rtol=1e-14, atol=1e-14)
 
 
@@ -48,7 +48,7 @@ def test_log_probabilities_are_those_of_torch_distributions():
 
 def test_a_drift_is_called_once_for_all_steps_and_as_well_step_by_step():
     """The network's answer to [n, steps, dim] states and [steps] times is that to each step alone."""
-    network = diffusion.DriftNetwork(PROCESS, generator(3)).double()
+    network = networks.DriftNetwork(PROCESS, generator(3)).double()
     paths = diffusion.rollout(PROCESS, network, 5, generator(4), dtype=torch.float64)
     times = PROCESS.times(paths)
     at_once = network(paths[:, :-1], times)
@@ -57,7 +57,7 @@ def test_a_drift_is_called_once_for_all_steps_and_as_well_step_by_step():
 
 
 def test_gradients_reach_the_drift_and_a_rollout_keeps_none():
-    network = diffusion.DriftNetwork(PROCESS, generator(3))
+    network = networks.DriftNetwork(PROCESS, generator(3))
     paths = diffusion.rollout(PROCESS, network, 5, generator(4))
     assert not paths.requires_grad
     diffusion.log_prob(PROCESS, network, paths).sum().backward()
@@ -68,9 +68,9 @@ def test_a_network_depends_on_its_generator_alone():
     """Global state neither matters nor changes."""
     torch.manual_seed(1)
     before = torch.get_rng_state()
-    first = diffusion.DriftNetwork(PROCESS, generator(5)).state_dict()
+    first = networks.DriftNetwork(PROCESS, generator(5)).state_dict()
     torch.manual_seed(2)
-    second = diffusion.DriftNetwork(PROCESS, generator(5)).state_dict()
+    second = networks.DriftNetwork(PROCESS, generator(5)).state_dict()
     assert all(torch.equal(first[name], second[name]) for name in first)
     torch.manual_seed(1)
     assert torch.equal(torch.get_rng_state(), before)

@@ -18,8 +18,8 @@ ALLOWED = {"torch", "typing", "companion.validation"}
 RANKS = [
     {"companion", "companion.validation"},
     {"companion.rtb", "companion.trust_pcl", "companion.reinforce", "companion.lockstep"},
-    {"companion.mdp", "companion.diffusion", "companion.autoregressive", "companion.targets"},
-    {"companion.metrics", "companion.training"},
+    {"companion.mdp", "companion.diffusion", "companion.networks", "companion.autoregressive", "companion.targets"},
+    {"companion.metrics", "companion.samplers", "companion.training"},
 ]
 OBJECTIVES = sorted(RANKS[1])
 ASIDE = ("companion.claims", "companion.symbolic", "companion.plotting")

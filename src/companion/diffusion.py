@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from companion.targets import GaussianMixture
-from companion.validation import check_generator, check_number, check_positive_integers
+from companion.validation import check_finite, check_generator, check_number, check_positive_integers
 
 #: A drift: states ``[..., dim]`` and times ``[...]`` or 0-d, to ``[..., dim]``.
 Drift = Callable[[Tensor, Tensor], Tensor]
@@ -65,24 +65,48 @@ def rollout(
     """Draw ``n`` paths from s_0 = 0 under a drift, without gradients: ``[n, steps + 1, dim]``, where the generator is.
 
     ``extra_std`` is the standard deviation of exploration noise added to each step, per step, not per unit of time.
-    Raises ``ValueError`` for a drift of the wrong shape, a state that is not finite, or a number out of range.
+    Raises ``ValueError`` for a drift of the wrong shape, a drift that is not finite, or a number out of range.
 
     Source: Euler-Maruyama; exploration as in Sendera et al. (2024). Used in chapter 10.
+    """
+    with torch.no_grad():
+        return traced_rollout(process, drift, n, generator, extra_std=extra_std, dtype=dtype)[0]
+
+
+def traced_rollout(
+    process: Process,
+    drift: Drift,
+    n: int,
+    generator: torch.Generator,
+    *,
+    extra_std: float = 0.0,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Tensor, Tensor]:
+    """Draw paths as :func:`rollout` does, and keep the drifts that drew them, with their gradients.
+
+    Each step is taken from a constant state, so gradients flow through the drift at that state only: what the
+    log-probability of a given path needs. Pass the drifts on to :func:`step_log_prob`, and no state is computed twice.
+
+    Returns:
+        The states, ``[n, steps + 1, dim]``, and the drift at all states but the last, ``[n, steps, dim]``.
+
+    Source: Euler-Maruyama. Used in chapter 10.
     """
     check_positive_integers(n=n)
     check_generator(generator)
     check_number("extra_std", extra_std, at_least=0)
-    state = torch.zeros(n, process.dim, dtype=dtype, device=generator.device)
-    std = math.sqrt(process.variance * process.dt + extra_std**2)
-    states = [state]
-    with torch.no_grad():
-        for time in process.times(state):
-            move = drift(state, time)
-            _check_drift(move, state)
-            noise = torch.randn(state.shape, generator=generator, dtype=dtype, device=state.device)
-            state = state + process.dt * move + std * noise
-            states.append(state)
-    return torch.stack(states, dim=1)
+    start = torch.zeros(n, process.dim, dtype=dtype, device=generator.device)
+    shape = (process.steps, n, process.dim)
+    noise = torch.randn(shape, generator=generator, dtype=dtype, device=generator.device)
+    noise *= math.sqrt(process.variance * process.dt + extra_std**2)
+    states, record = [start], _record(drift, process.times(start), n)
+    for k, step_noise in enumerate(noise):
+        move = record.step(k, states[-1])
+        _check_drift(move, start)
+        states.append(torch.add(states[-1], move, alpha=process.dt) + step_noise)
+    moves = record.moves()
+    check_finite("The drift", moves, "Lower the rate of training, or clip.")
+    return torch.stack(states).transpose(0, 1), moves.transpose(0, 1)
 
 
 def log_prob(process: Process, drift: Drift, states: Tensor, *, extra_std: float = 0.0) -> Tensor:
@@ -99,18 +123,27 @@ def log_prob(process: Process, drift: Drift, states: Tensor, *, extra_std: float
 
     Source: the Gaussian density. Used in chapter 10.
     """
-    check_number("extra_std", extra_std, at_least=0)
-    shape = tuple(states.shape) if isinstance(states, Tensor) else type(states).__name__
-    if not isinstance(states, Tensor) or states.ndim != 3 or shape[1:] != (process.steps + 1, process.dim):
-        raise ValueError(
-            f"states is {shape}; expected [n, {process.steps + 1}, {process.dim}], that is [n, steps + 1, dim] of this "
-            "process. Draw them with rollout."
-        )
+    _check_states(process, states)
     before = states[:, :-1]
     move = drift(before, process.times(states))
     _check_drift(move, before)
+    check_finite("The drift", move, "Lower the rate of training, or clip.")
+    return step_log_prob(process, states, move, extra_std=extra_std)
+
+
+def step_log_prob(process: Process, states: Tensor, moves: Tensor, *, extra_std: float = 0.0) -> Tensor:
+    """Return the log-density of each step of given paths, ``[n, steps]``, where the drifts are known already.
+
+    ``states`` is ``[n, steps + 1, dim]`` and ``moves``, which keeps its gradients, ``[n, steps, dim]``, as
+    :func:`traced_rollout` returns them. Raises ``ValueError`` for other shapes, or a negative ``extra_std``.
+
+    Source: the Gaussian density. Used in chapter 10.
+    """
+    _check_states(process, states)
+    _check_drift(moves, states[:, 1:])
+    check_number("extra_std", extra_std, at_least=0)
     variance = process.variance * process.dt + extra_std**2
-    squares = (states[:, 1:] - before - process.dt * move).square().sum(dim=2)
+    squares = (states[:, 1:] - states[:, :-1] - process.dt * moves).square().sum(dim=2)
     return -0.5 * squares / variance - 0.5 * process.dim * math.log(2 * math.pi * variance)
 
 
@@ -147,49 +180,36 @@ class MixtureDrift:
         return (mean_end - states) / (1 - times[..., None])
 
 
-class DriftNetwork(torch.nn.Module):
-    """A drift to be trained: features of time and state, summed, through two hidden layers.
+class _Record:
+    """Calls any drift step by step, and keeps what it returned, with the graph of each step."""
 
-    Time enters as sines and cosines at ``width`` frequencies from 0.1 to 100, with learned phases, through two layers;
-    it is computed once for each time, not for each state.
+    def __init__(self, drift: Drift, times: Tensor) -> None:
+        self.drift, self.times, self.kept = drift, times, []
 
-    Args:
-        process: the process that the drift is for.
-        generator: the source of the initial weights; nothing is drawn from global state.
-        width: number of hidden units and of frequencies.
+    def step(self, k: int, state: Tensor) -> Tensor:
+        move = self.drift(state, self.times[k])
+        self.kept.append(move)
+        return move.detach() if isinstance(move, Tensor) else move
 
-    Source: the network of Zhang and Chen (2022), as Venkatraman et al. (2024) use it. Used in chapter 10.
-    """
+    def moves(self) -> Tensor:
+        return torch.stack(self.kept)
 
-    def __init__(self, process: Process, generator: torch.Generator, *, width: int = 64) -> None:
-        check_generator(generator)
-        check_positive_integers(width=width)
-        super().__init__()
-        layer = torch.nn.Linear
-        self.register_buffer("frequencies", torch.linspace(0.1, 100.0, width))
-        self.phases = torch.nn.Parameter(torch.randn(width, generator=generator))
-        self.time = torch.nn.Sequential(layer(2 * width, width), torch.nn.GELU(), layer(width, width))
-        self.state = layer(process.dim, width)
-        self.joint = torch.nn.Sequential(
-            torch.nn.GELU(), layer(width, width), torch.nn.GELU(), layer(width, width), torch.nn.GELU()
+
+def _record(drift: Drift, times: Tensor, n: int):
+    """A drift may bring a faster record of its own, as companion.networks.DriftNetwork does."""
+    return drift.record(times, n) if hasattr(drift, "record") else _Record(drift, times)
+
+
+def _check_states(process: Process, states: Tensor) -> None:
+    shape = tuple(states.shape) if isinstance(states, Tensor) else type(states).__name__
+    if not isinstance(states, Tensor) or states.ndim != 3 or shape[1:] != (process.steps + 1, process.dim):
+        raise ValueError(
+            f"states is {shape}; expected [n, {process.steps + 1}, {process.dim}], that is [n, steps + 1, dim] of this "
+            "process. Draw them with rollout."
         )
-        self.last = layer(width, process.dim)
-        for module in self.modules():
-            if isinstance(module, layer):
-                bound = 1 / math.sqrt(module.in_features)
-                for parameter in (module.weight, module.bias):
-                    torch.nn.init.uniform_(parameter, -bound, bound, generator=generator)
-
-    def forward(self, states: Tensor, times: Tensor) -> Tensor:
-        """Return the drift at ``states``, ``[..., dim]``, and ``times``, which broadcast to ``[...]``."""
-        angles = times[..., None] * self.frequencies + self.phases
-        time = self.time(torch.cat([angles.sin(), angles.cos()], dim=-1))
-        return self.last(self.joint(self.state(states) + time))
 
 
 def _check_drift(move: Tensor, state: Tensor) -> None:
     if not isinstance(move, Tensor) or move.shape != state.shape:
         given = tuple(move.shape) if isinstance(move, Tensor) else type(move).__name__
         raise ValueError(f"The drift is {given}; expected {tuple(state.shape)}, as the states. Mend its last layer.")
-    if not bool(move.isfinite().all()):
-        raise ValueError("The drift holds infinite or NaN values; expected finite ones. Lower the rate, or clip.")

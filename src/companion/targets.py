@@ -119,3 +119,16 @@ def twenty_five_to_nine(*, dtype: torch.dtype = torch.float32) -> Tilt:
     prior = GaussianMixture(torch.tensor(grid, dtype=dtype), torch.full((25,), 1 / 25, dtype=dtype), 0.3)
     kept = torch.tensor(list(_KEPT.values()), dtype=dtype)
     return Tilt(prior, GaussianMixture(torch.tensor(list(_KEPT), dtype=dtype), kept / kept.sum(), 0.3))
+
+
+def weights_on(whole: GaussianMixture, part: GaussianMixture) -> Tensor:
+    """Return the weights of ``part`` over the means of ``whole``, zero where it has none: ``[components of whole]``.
+
+    Raises ``ValueError`` for a mean of ``part`` that ``whole`` does not have. Used in chapter 10.
+    """
+    distances = torch.cdist(part.means, whole.means)
+    if bool((distances.min(dim=1).values > 0).any()):
+        raise ValueError(
+            "part has a mean that whole has not; expected all of them. Pass the prior, then the posterior."
+        )
+    return torch.zeros_like(whole.weights).index_add(0, distances.argmin(dim=1), part.weights)

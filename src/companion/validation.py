@@ -14,6 +14,10 @@ from torch import Tensor
 PER_STEP = "[batch, steps], shorter paths padded with zeros"
 
 
+class NotFiniteError(ValueError):
+    """Raised for infinite and NaN values, which may be bad input or, during training, divergence."""
+
+
 def check_log_pi(log_pi: Tensor, *, minimum_batch: int = 1) -> None:
     """Refuse a ``log_pi`` that is not a finite, real floating-point ``[batch, steps]`` tensor of enough paths.
 
@@ -160,7 +164,7 @@ def _check_tensor(name: str, value: Tensor) -> None:
 
 
 def check_finite(name: str, value: Tensor, advice: str) -> None:
-    """Refuse infinite and NaN entries; ``advice`` says what to do about them. Raises ``ValueError``."""
+    """Refuse infinite and NaN entries; ``advice`` says what to do about them. Raises :class:`NotFiniteError`."""
     bad = int((~torch.isfinite(value)).sum())
     if bad:
-        raise ValueError(f"{name} holds {bad} value(s) that are infinite or NaN; expected finite values. {advice}")
+        raise NotFiniteError(f"{name} holds {bad} value(s) that are infinite or NaN; expected finite values. {advice}")

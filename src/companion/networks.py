@@ -1,0 +1,202 @@
+"""The network of the illustrative example, and how it is made fast: one pass in blocks that stay in the cache.
+
+A path of a hundred steps evaluates the network at a hundred states, and its gradient again at all of them. Whole
+batches of paths make arrays that no cache holds; single steps make calls too short to be worth their overhead. So the
+part of the network that runs on every state is written here once, forward and backward, over blocks of steps. A rollout
+fills the blocks step by step and the backward pass reads them, so that no state is evaluated twice. Chapter 10 uses the
+network; the page on speed measures it.
+
+Source: the network of Zhang and Chen (2022), as Venkatraman et al. (2024) use it.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from companion.diffusion import Process
+from companion.validation import check_generator, check_positive_integers
+
+#: Rows of one block on one thread, 1.3 MB for an array of 64 columns in float32: the size found fastest.
+BLOCK_ROWS = 5000
+
+_gelu = torch.ops.aten.gelu
+_gelu_backward = torch.ops.aten.gelu_backward
+
+
+class DriftNetwork(torch.nn.Module):
+    """A drift to be trained: features of time and state, summed, through two hidden layers.
+
+    Time enters as sines and cosines at ``width`` frequencies from 0.1 to 100, with learned phases, through two layers;
+    it is computed once for each time, not for each state.
+
+    Args:
+        process: the process that the drift is for.
+        generator: the source of the initial weights; nothing is drawn from global state.
+        width: number of hidden units and of frequencies.
+
+    Source: the network of Zhang and Chen (2022), as Venkatraman et al. (2024) use it. Used in chapter 10.
+    """
+
+    def __init__(self, process: Process, generator: torch.Generator, *, width: int = 64) -> None:
+        check_generator(generator)
+        check_positive_integers(width=width)
+        super().__init__()
+        layer = torch.nn.Linear
+        self.register_buffer("frequencies", torch.linspace(0.1, 100.0, width))
+        self.phases = torch.nn.Parameter(torch.randn(width, generator=generator))
+        self.time = torch.nn.Sequential(layer(2 * width, width), torch.nn.GELU(), layer(width, width))
+        self.state = layer(process.dim, width)
+        self.joint = torch.nn.Sequential(
+            torch.nn.GELU(), layer(width, width), torch.nn.GELU(), layer(width, width), torch.nn.GELU()
+        )
+        self.last = layer(width, process.dim)
+        self._pool: list[Tensor] = []
+        for module in self.modules():
+            if isinstance(module, layer):
+                bound = 1 / math.sqrt(module.in_features)
+                for parameter in (module.weight, module.bias):
+                    torch.nn.init.uniform_(parameter, -bound, bound, generator=generator)
+
+    def forward(self, states: Tensor, times: Tensor) -> Tensor:
+        """Return the drift at ``states``, ``[..., dim]``, and ``times``, which broadcast to ``[...]``.
+
+        Whole paths, ``[n, steps, dim]`` with times ``[steps]``, go through in blocks, unless the states need gradients.
+        """
+        if states.ndim == 3 and times.shape == states.shape[1:2] and not states.requires_grad:
+            tape = self.record(times, len(states))
+            tape.run(states.transpose(0, 1))
+            return tape.moves().transpose(0, 1)
+        return self.last(self.joint(self.state(states) + self._time_features(times)))
+
+    def record(self, times: Tensor, n: int) -> "Tape":
+        """Return an empty record of ``n`` paths at ``times``, ``[steps]``, to be filled step by step or at once."""
+        first = self._time_features(times) + self.state.bias
+        layers = (self.state, self.joint[1], self.joint[3], self.last)
+        return Tape(first, [layer.weight for layer in layers], [layer.bias for layer in layers[1:]], n, self._pool)
+
+    def _time_features(self, times: Tensor) -> Tensor:
+        angles = times[..., None] * self.frequencies + self.phases
+        return self.time(torch.cat([angles.sin(), angles.cos()], dim=-1))
+
+
+class Tape:
+    """One pass of the network over the steps of ``n`` paths: what went in, what came out, and what is between.
+
+    Args:
+        first: ``[steps, width]``; what time, and the bias, add to the first layer at each step.
+        weights: of the four layers, ``[out, in]`` each.
+        biases: of all layers but the first.
+        n: number of paths.
+        pool: where the memory of passes that are over is kept, to be used again: fresh memory costs more than a pass.
+
+    Between forward and backward it holds six arrays of ``[steps, n, width]``, where gradients are wanted; the backward
+    pass gives them back, so it runs once.
+    """
+
+    def __init__(self, first: Tensor, weights: list[Tensor], biases: list[Tensor], n: int, pool: list[Tensor]) -> None:
+        self.inputs = (first, *weights, *biases)
+        self.keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in self.inputs)
+        first, *rest = (tensor.detach() for tensor in self.inputs)
+        self.first, self.weights, self.biases = first, rest[:4], rest[4:]
+        self.transposed = [weight.t() for weight in self.weights]
+        (steps, width), dim = first.shape, self.weights[0].shape[1]
+        threads = torch.get_num_threads()
+        self.per_block = max(1, BLOCK_ROWS * threads // n) if first.device.type == "cpu" else steps
+        self._take(pool, (6, steps if self.keep else min(steps, self.per_block), n, width))
+        self.states, self.out = first.new_empty(steps, n, dim), first.new_empty(steps, n, dim)
+
+    @torch.no_grad()
+    def step(self, k: int, state: Tensor) -> Tensor:
+        """Fill step ``k`` at ``state``, ``[n, dim]``, and return the drift there, ``[n, dim]``, a constant."""
+        row = k if self.keep else 0
+        before, after = [self.steps[layer][row] for layer in range(3)], [self.steps[layer][row] for layer in (3, 4, 5)]
+        self.states[k] = state
+        torch.addmm(self.first[k], state, self.transposed[0], out=before[0])
+        self._layers(before, after, self.out[k])
+        return self.out[k]
+
+    @torch.no_grad()
+    def run(self, states: Tensor) -> None:
+        """Fill all steps at ``states``, ``[steps, n, dim]``."""
+        self.states = states.detach()
+        for begin in range(0, len(states), self.per_block):
+            block = self.states[begin : begin + self.per_block]
+            span = slice(begin, begin + len(block)) if self.keep else slice(len(block))
+            before, after = ([_rows(array[span]) for array in arrays] for arrays in (self.before, self.after))
+            inner = before[0].view(*block.shape[:2], -1)
+            torch.matmul(block, self.transposed[0], out=inner).add_(self.first[begin : begin + len(block), None])
+            self._layers(before, after, _rows(self.out[begin : begin + len(block)]))
+
+    def moves(self) -> Tensor:
+        """Return the drift at every step, ``[steps, n, dim]``, with its gradients."""
+        if self.keep:
+            return _FromTape.apply(self, *self.inputs)
+        self._give_back()
+        return self.out
+
+    def _take(self, pool: list[Tensor], shape: tuple[int, ...]) -> None:
+        kept = pool.pop() if pool else None
+        fits = kept is not None and (kept.shape, kept.dtype, kept.device) == (
+            shape,
+            self.first.dtype,
+            self.first.device,
+        )
+        self.pool, self.arrays = pool, kept if fits else self.first.new_empty(shape)
+        self.before, self.after = self.arrays[:3], self.arrays[3:]
+        self.steps = [array.unbind() for array in self.arrays]
+
+    def _give_back(self) -> None:
+        self.pool[:] = [self.arrays]
+        self.arrays = self.before = self.after = self.steps = None
+
+    def _layers(self, before: list[Tensor], after: list[Tensor], out: Tensor) -> None:
+        """Run what follows the first layer, rows of states at a time, into the memory given."""
+        for layer, into in enumerate((before[1], before[2], out)):
+            _gelu.out(before[layer], out=after[layer])
+            torch.addmm(self.biases[layer], after[layer], self.transposed[layer + 1], out=into)
+
+    @torch.no_grad()
+    def gradients(self, grad: Tensor) -> list[Tensor]:
+        """Return the gradients of all inputs, given that of the drifts, ``[steps, n, dim]``.
+
+        Raises ``RuntimeError`` the second time.
+        """
+        if self.arrays is None:
+            raise RuntimeError("The gradient of these drifts was taken already; expected once. Draw the paths anew.")
+        first, *rest = (torch.zeros_like(tensor) for tensor in self.inputs)
+        weights, biases = rest[:4], rest[4:]
+        for begin in range(0, len(grad), self.per_block):
+            span = slice(begin, begin + self.per_block)
+            flow = grad[span].reshape(-1, grad.shape[2])
+            for layer in (2, 1, 0):
+                before, after = _rows(self.before[layer][span]), _rows(self.after[layer][span])
+                weights[layer + 1].addmm_(flow.t(), after)
+                biases[layer].add_(flow.sum(dim=0))
+                # What a block has been read for may be written over: new memory would cost more than the arithmetic.
+                through = torch.mm(flow, self.weights[layer + 1], out=after)
+                flow = _gelu_backward.grad_input(through, before, grad_input=before)
+            states = self.states[span]
+            weights[0].addmm_(flow.t(), states.reshape(-1, states.shape[2]))
+            first[span] = flow.view(*states.shape[:2], -1).sum(dim=1)
+        self._give_back()
+        return [first, *weights, *biases]
+
+
+class _FromTape(torch.autograd.Function):
+    """Ties the drifts that a tape holds to the network's weights."""
+
+    @staticmethod
+    def forward(ctx, tape: Tape, *inputs: Tensor) -> Tensor:
+        ctx.tape = tape
+        return tape.out.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor):
+        return None, *ctx.tape.gradients(grad)
+
+
+def _rows(array: Tensor) -> Tensor:
+    return array.view(-1, array.shape[-1])
