@@ -180,6 +180,37 @@ class MixtureDrift:
         return (mean_end - states) / (1 - times[..., None])
 
 
+class GuidedDrift:
+    """Classifier guidance: the prior's drift, pushed along the gradient of log r at the state of the moment.
+
+    It adds ``strength sigma^2 k/(k + 1) grad log r(s_k)`` at step k. Nothing is trained, and the samples do not follow
+    p*: log r(s_k) stands where the logarithm of the expected reward of the *end* would have to stand.
+
+    Args:
+        process: steps and noise.
+        drift: the prior's.
+        log_reward: log r, ``[n, dim]`` to ``[n]``, differentiable; a gradient that is not finite counts as zero.
+        strength: factor on the gradient, >= 0.
+
+    Source: Dhariwal and Nichol (2021), in the form that Venkatraman et al. (2024) compare with. Used in chapter 10.
+    """
+
+    def __init__(
+        self, process: Process, drift: Drift, log_reward: Callable[[Tensor], Tensor], *, strength: float = 1.0
+    ) -> None:
+        check_number("strength", strength, at_least=0)
+        self.process, self.drift, self.log_reward, self.strength = process, drift, log_reward, strength
+
+    def __call__(self, states: Tensor, times: Tensor) -> Tensor:
+        """Return the drift at ``states``, ``[..., dim]``, and ``times``, which broadcast to ``[...]``."""
+        points = states.detach().reshape(-1, self.process.dim).requires_grad_()
+        with torch.enable_grad():
+            (gradient,) = torch.autograd.grad(self.log_reward(points).sum(), points)
+        k = (times * self.process.steps).round()[..., None]
+        push = self.strength * self.process.variance * k / (k + 1) * gradient.nan_to_num().view_as(states)
+        return self.drift(states, times) + push
+
+
 class _Record:
     """Calls any drift step by step, and keeps what it returned, with the graph of each step."""
 

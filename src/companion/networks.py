@@ -10,7 +10,9 @@ Source: the network of Zhang and Chen (2022), as Venkatraman et al. (2024) use i
 """
 
 import math
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -58,6 +60,22 @@ class DriftNetwork(torch.nn.Module):
                 bound = 1 / math.sqrt(module.in_features)
                 for parameter in (module.weight, module.bias):
                     torch.nn.init.uniform_(parameter, -bound, bound, generator=generator)
+
+    @classmethod
+    def load(cls, process: Process, path: Path | str) -> "DriftNetwork":
+        """Return the network whose weights an npz file holds, one array for each name of its state dictionary.
+
+        Raises ``ValueError`` where the file holds other weights. Nothing in it is unpickled.
+        """
+        with np.load(path, allow_pickle=False) as file:
+            weights = {name: torch.from_numpy(file[name]) for name in file.files}
+        width = len(weights.get("phases", ()))
+        network = cls(process, torch.Generator(), width=max(1, width))
+        try:
+            network.load_state_dict(weights)
+        except RuntimeError as error:
+            raise ValueError(f"{path} holds other weights: {error}; expected those of a DriftNetwork.") from error
+        return network
 
     def forward(self, states: Tensor, times: Tensor) -> Tensor:
         """Return the drift at ``states``, ``[..., dim]``, and ``times``, which broadcast to ``[...]``.
