@@ -1,7 +1,6 @@
 """The illustrative example: every method from the trained prior, at the published settings, several seeds (claim X2).
 
-Two more groups of runs stand beside the published ones: the on-policy method with one remedy each for its early
-collapse, and a short schedule that uses the freedom of behaviour that the theory gives.
+Beside the published settings stand runs of the on-policy method with one remedy each for its early collapse.
 
 Source: Venkatraman et al. (2024); the corrected baselines are those of Deleu et al. (2025). For chapter 10.
 """
@@ -35,13 +34,11 @@ REMEDIES = {
     "remedy-clipped-residual": Settings("reinforce", clip=5.0, **SHORT),
     "remedy-replayed-start": Settings("reinforce", replayed=0.5, replay_until=500, **SHORT),
 }
-#: Half of every batch replayed from the prior's own paths, drawn again in proportion to r.
-FAST = {"fast": Settings("vargrad", iterations=1000, replayed=0.5, decay_from=300)}
 SEEDS = range(5)
 TASKS = [
     {"name": f"{name}-{seed}", "method": name, "seed": seed, "settings": asdict(settings), "evaluate_every": every}
-    for arms, every in ((PUBLISHED, 250), (FAST, 50), (REMEDIES, 50))
-    for seed in SEEDS
+    for arms, seeds, every in ((PUBLISHED, SEEDS, 250), (REMEDIES, SEEDS[:3], 50))
+    for seed in seeds
     for name, settings in arms.items()
 ]
 TASKS += [{"name": f"guidance-{seed}", "method": "guidance", "seed": seed, "strength": 1.0} for seed in SEEDS]

@@ -1,0 +1,76 @@
+"""The first published baseline at several weights, from the prior and from its predicted optimum (claims B1, B3).
+
+Claim B1 gives the optimum in closed form, p_ref exp((1 - 1/n) r/(2w)). A run from the prior mixes two things, where the
+optimum lies and whether training gets there; a run that starts at the optimum tells them apart. Chapter 11 reads this.
+"""
+
+import copy
+from dataclasses import asdict
+from pathlib import Path
+
+from common import RESULTS, Outcome, generator, main
+from twenty_five_modes import FINAL_POINTS, STORED_PATHS, mode_measures, of_modes
+
+from companion import diffusion, metrics, networks, samplers, targets, training
+from companion.training import Settings
+
+#: The weight that was published, 0.01, is among the runs of twenty_five_modes.py.
+WEIGHTS = (0.2, 0.5, 1.0, 2.0)
+SEEDS = range(3)
+ITERATIONS = 1000
+#: How the start at the predicted optimum is trained: on the log of its own tilt, half of the paths replayed.
+AT_OPTIMUM = Settings("vargrad", iterations=500, replayed=0.5, decay_from=150)
+TASKS = [
+    {
+        "name": f"{start}-{weight:g}-{seed}",
+        "start": start,
+        "seed": seed,
+        "settings": asdict(Settings("published", iterations=iterations, kl_weight=weight)),
+        "evaluate_every": 100,
+    }
+    for seed in SEEDS
+    for weight in WEIGHTS
+    for start, iterations in (("prior", ITERATIONS), ("optimum", ITERATIONS // 2))
+]
+
+
+def run(task: dict, checkpoint: Path | None) -> Outcome:
+    """Train with the published baseline, and measure the modes beside the prediction."""
+    process, tilt, settings = diffusion.Process(), targets.twenty_five_to_nine(), Settings(**task["settings"])
+    seed = task["seed"]
+    prior = networks.DriftNetwork.load(process, RESULTS / "prior" / "prior.npz").requires_grad_(False)
+    policy = copy.deepcopy(prior).requires_grad_(True)
+    start = {}
+    if task["start"] == "optimum":
+        start_at_optimum(process, policy, prior, tilt, settings, seed)
+        start = mode_measures(process, policy, tilt, generator(seed, 4), FINAL_POINTS)
+    history = training.fine_tune(
+        samplers.DiffusionSampler(process, policy, prior, tilt.log_reward),
+        settings,
+        generator(seed, 2),
+        evaluate=lambda: mode_measures(process, policy, tilt, generator(seed, 3), 2000),
+        evaluate_every=task["evaluate_every"],
+        checkpoint=checkpoint,
+    )
+    ends = diffusion.rollout(process, policy, FINAL_POINTS, generator(seed, 4))[:, -1]
+    measures = of_modes(ends, tilt) | {"mode_weights": metrics.mode_weights(ends, tilt.prior), "start": start}
+    measures["mean_reward"] = tilt.log_reward(ends).exp().mean().item()
+    return Outcome(measures, history)
+
+
+def predicted_log_tilt(tilt, settings: Settings):
+    """The logarithm of what B1 says the prior is multiplied with, as a function of x."""
+    factor = (1 - 1 / settings.batch) / (2 * settings.kl_weight)
+    return lambda x: factor * tilt.log_reward(x).exp()
+
+
+def start_at_optimum(process, policy, prior, tilt, settings: Settings, seed: int) -> None:
+    """Train a policy to the predicted optimum, by VarGrad on its log-tilt, with the tilted prior's paths replayed."""
+    log_tilt = predicted_log_tilt(tilt, settings)
+    store = samplers.resampled_prior_paths(process, prior, log_tilt, STORED_PATHS, generator(seed, 5))
+    sampler = samplers.DiffusionSampler(process, policy, prior, log_tilt, store=store)
+    training.fine_tune(sampler, AT_OPTIMUM, generator(seed, 6))
+
+
+if __name__ == "__main__":
+    main("published_baseline", TASKS, run)
