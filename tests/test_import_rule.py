@@ -19,7 +19,7 @@ RANKS = [
     {"companion", "companion.validation"},
     {"companion.rtb", "companion.trust_pcl", "companion.reinforce", "companion.lockstep"},
     {"companion.mdp", "companion.diffusion", "companion.networks", "companion.autoregressive", "companion.targets"},
-    {"companion.metrics", "companion.samplers", "companion.training"},
+    {"companion.metrics", "companion.samplers", "companion.training", "companion.comparison", "companion.results"},
 ]
 OBJECTIVES = sorted(RANKS[1])
 ASIDE = ("companion.claims", "companion.symbolic", "companion.plotting")

@@ -5,6 +5,7 @@ deliberate errors (mutants) that its checks must catch. A check names its claim 
 
 - :func:`check_symbolic`: two expressions differ by exactly zero, for a horizon that stays a symbol;
 - :func:`check_exact`: two tensors agree to rounding, on a problem that is enumerated, not sampled;
+- :func:`check_statistical`: an interval over several seeds lies within a margin that was fixed beforehand;
 - :func:`check_witness`: a gap is there, so that something fails to hold.
 
 Each asserts, then prints what was compared and the bound that held, never digits that could differ between machines.
@@ -146,6 +147,39 @@ def check_exact(claim: str, left: Tensor, right: Tensor, what: str, *, scale: Te
     )
     bound = math.ceil(math.log10(float(tolerance.max())))
     _report(claim, "exact", what, f"{left.numel():,} value{'s' * (left.numel() > 1)} within 1e{bound:+03d}")
+
+
+def check_statistical(
+    claim: str, low: float, high: float, what: str, *, within: tuple[float, float], seeds: int
+) -> None:
+    """Assert that an interval lies inside a margin, and print the margin, not the interval, which training moves.
+
+    Args:
+        claim: an ID of the registry.
+        low: lower end of an interval over the seeds, such as that of :func:`companion.comparison.mean_interval`.
+        high: upper end.
+        what: the quantity in words, for the reader.
+        within: the margin, fixed beforehand; one end may be infinite.
+        seeds: number of independent runs behind the interval.
+
+    Raises:
+        AssertionError: where the interval leaves the margin.
+        ValueError: for an unknown claim, fewer than two seeds, no interval, or a margin that nothing can leave.
+    """
+    _require(claim, "statistical")
+    if seeds < 2 or not -math.inf < low <= high < math.inf:
+        raise ValueError(
+            f"{claim}: {seeds} seed(s), [{low}, {high}]; expected two seeds or more, and a finite interval."
+        )
+    if not within[0] < within[1] or (math.isinf(within[0]) and math.isinf(within[1])):
+        raise ValueError(f"{claim}: the margin is {within}; expected low < high, one of them finite. Fix a margin.")
+    assert within[0] < low and high < within[1], (
+        f"{claim} fails: {what}; the interval [{low:.4g}, {high:.4g}] is not inside {within}"
+    )
+    margin = " and ".join(
+        f"{word} {end:g}" for word, end in zip(("above", "below"), within, strict=True) if abs(end) < math.inf
+    )
+    _report(claim, "statistical", what, f"{seeds} seeds, interval {margin}")
 
 
 def check_witness(claim: str, gap: float, what: str, *, above: float) -> None:

@@ -12,7 +12,12 @@ from functools import cache
 from pathlib import Path
 
 #: A check's name, and the kind of evidence it gives.
-CHECKS = {"check_symbolic": "symbolic", "check_exact": "exact", "check_witness": "witness"}
+CHECKS = {
+    "check_symbolic": "symbolic",
+    "check_exact": "exact",
+    "check_witness": "witness",
+    "check_statistical": "statistical",
+}
 
 
 @dataclass(frozen=True)
