@@ -25,14 +25,14 @@ PUBLISHED = {
     "reinforce-on-policy": Settings("reinforce"),
     "published-baseline": Settings("published", kl_weight=0.01),
 }
-#: Remedies for the collapse of the on-policy method, at a third of the length; the first is none.
-SHORT = {"iterations": 1500}
+#: Remedies for the early collapse of the on-policy method, over the first iterations; the first is none.
+SHORT = {"iterations": 800}
 REMEDIES = {
     "remedy-none": Settings("reinforce", **SHORT),
-    "remedy-exploration": Settings("reinforce", exploration=0.5, explore_until=150, explore_to=1350, **SHORT),
-    "remedy-annealed-beta": Settings("reinforce", anneal_beta=1000, **SHORT),
+    "remedy-exploration": Settings("reinforce", exploration=0.5, explore_until=80, explore_to=720, **SHORT),
+    "remedy-annealed-beta": Settings("reinforce", anneal_beta=500, **SHORT),
     "remedy-clipped-residual": Settings("reinforce", clip=5.0, **SHORT),
-    "remedy-replayed-start": Settings("reinforce", replayed=0.5, replay_until=500, **SHORT),
+    "remedy-replayed-start": Settings("reinforce", replayed=0.5, replay_until=300, **SHORT),
 }
 SEEDS = range(5)
 TASKS = [
