@@ -1,0 +1,55 @@
+"""How far Gaussian kernels of fixed variance stay from the target: the gap over the number of steps (claim L7).
+
+The illustrative example without any network: prior and policy are the drifts in closed form that take Brownian motion
+to the prior and to the posterior mixture. With finitely many steps no drift has paths that follow p*; measured is what
+this one lacks, log Z less the ELBO. It need not be the best drift of its class (for a single Gaussian it is), so what
+is measured bounds the smallest gap of the class from above.
+
+Fixed before these runs, after a pilot with another seed: the slope of log(gap) over log(T), from MARGIN_FROM steps on
+and one for each seed, is "like 1/T" where its 95 per cent interval lies within MARGIN. For chapter 10.
+"""
+
+from itertools import product
+from pathlib import Path
+
+import torch
+from common import Outcome, generator, main
+
+from companion import diffusion, metrics, targets
+
+STEPS = (12, 25, 50, 100, 200, 400)
+SEEDS = range(5)
+#: The margin of the claim, and the fewest steps that count.
+MARGIN, MARGIN_FROM = (-1.15, -0.85), 25
+#: Paths of each run, and how many are scored at once: the mixture looks at every component in every state.
+PATHS, AT_ONCE = 5000, 250
+TASKS = [
+    {"name": f"steps-{steps}-{seed}", "steps": steps, "seed": seed, "paths": PATHS}
+    for seed, steps in product(SEEDS, STEPS)
+]
+
+
+def log_weights(process, tilt, draws: torch.Generator, n: int) -> torch.Tensor:
+    """The log-weight of the target on ``n`` paths of the posterior's drift, drawn and scored in float64."""
+    policy, prior = (diffusion.MixtureDrift(process, mixture) for mixture in (tilt.posterior, tilt.prior))
+    states = diffusion.rollout(process, policy, n, draws, dtype=torch.float64)
+    return torch.cat([of_paths(process, policy, prior, tilt, part) for part in states.split(AT_ONCE)])
+
+
+def of_paths(process, policy, prior, tilt, states: torch.Tensor) -> torch.Tensor:
+    """The log-weight of the target on given paths."""
+    log_pi, log_ref = (diffusion.log_prob(process, drift, states) for drift in (policy, prior))
+    return metrics.log_weights(log_pi, log_ref, tilt.log_reward(states[:, -1]))
+
+
+def run(task: dict, checkpoint: Path | None) -> Outcome:
+    """Measure the gap and the spread of the residual at one number of steps."""
+    process, tilt = diffusion.Process(steps=task["steps"]), targets.twenty_five_to_nine(dtype=torch.float64)
+    own = log_weights(process, tilt, generator(task["seed"], 1), task["paths"])
+    log_z, elbo = metrics.importance_log_z(own).item(), own.mean().item()
+    measures = {"log_z": log_z, "elbo": elbo, "gap": log_z - elbo, "residual_variance": own.var().item()}
+    return Outcome(measures)
+
+
+if __name__ == "__main__":
+    main("step_gap", TASKS, run)
