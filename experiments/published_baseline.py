@@ -8,10 +8,11 @@ import copy
 from dataclasses import asdict
 from pathlib import Path
 
-from common import RESULTS, Outcome, generator, main
-from twenty_five_modes import FINAL_POINTS, STORED_PATHS, mode_measures, of_modes
+import torch
+from common import Outcome, generator, main
+from twenty_five_modes import FINAL_POINTS, POINTS, STORED_PATHS, load_prior, mode_measures, of_modes
 
-from companion import diffusion, metrics, networks, samplers, targets, training
+from companion import diffusion, metrics, samplers, targets, training
 from companion.training import Settings
 
 #: The weight that was published, 0.01, is among the runs of twenty_five_modes.py.
@@ -34,26 +35,32 @@ TASKS = [
 ]
 
 
-def run(task: dict, checkpoint: Path | None) -> Outcome:
-    """Train with the published baseline, and measure the modes beside the prediction."""
-    process, tilt, settings = diffusion.Process(), targets.twenty_five_to_nine(), Settings(**task["settings"])
-    seed = task["seed"]
-    prior = networks.DriftNetwork.load(process, RESULTS / "prior" / "prior.npz").requires_grad_(False)
+def start(task: dict) -> tuple[samplers.DiffusionSampler, Settings, torch.Generator]:
+    """What a run begins with: the sampler at the prior or at the predicted optimum, its settings, and its draws."""
+    process, tilt, seed = diffusion.Process(), targets.twenty_five_to_nine(), task["seed"]
+    prior, settings = load_prior(process), Settings(**task["settings"])
     policy = copy.deepcopy(prior).requires_grad_(True)
-    start = {}
     if task["start"] == "optimum":
         start_at_optimum(process, policy, prior, tilt, settings, seed)
-        start = mode_measures(process, policy, tilt, generator(seed, 4), FINAL_POINTS)
+    return samplers.DiffusionSampler(process, policy, prior, tilt.log_reward), settings, generator(seed, 2)
+
+
+def run(task: dict, checkpoint: Path | None) -> Outcome:
+    """Train with the published baseline, and measure the modes, to be compared with the prediction."""
+    tilt, seed = targets.twenty_five_to_nine(), task["seed"]
+    sampler, settings, draws = start(task)
+    process, policy = sampler.process, sampler.policy
+    at_start = mode_measures(process, policy, tilt, generator(seed, 4), FINAL_POINTS)
     history = training.fine_tune(
-        samplers.DiffusionSampler(process, policy, prior, tilt.log_reward),
+        sampler,
         settings,
-        generator(seed, 2),
-        evaluate=lambda: mode_measures(process, policy, tilt, generator(seed, 3), 2000),
+        draws,
+        evaluate=lambda: mode_measures(process, policy, tilt, generator(seed, 3), POINTS),
         evaluate_every=task["evaluate_every"],
         checkpoint=checkpoint,
     )
     ends = diffusion.rollout(process, policy, FINAL_POINTS, generator(seed, 4))[:, -1]
-    measures = of_modes(ends, tilt) | {"mode_weights": metrics.mode_weights(ends, tilt.prior), "start": start}
+    measures = of_modes(ends, tilt) | {"mode_weights": metrics.mode_weights(ends, tilt.prior), "start": at_start}
     measures["mean_reward"] = tilt.log_reward(ends).exp().mean().item()
     return Outcome(measures, history)
 

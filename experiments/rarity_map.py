@@ -70,20 +70,26 @@ def problem(rarity: float) -> targets.Tilt:
     return targets.Tilt(*(targets.GaussianMixture(means, weights, 0.3) for weights in (prior, posterior)))
 
 
-def run(task: dict, checkpoint: Path | None) -> Outcome:
-    """Fine-tune from the prior, and measure the modes that were found."""
+def start(task: dict) -> tuple[samplers.DiffusionSampler, Settings, torch.Generator]:
+    """What a run begins with: the sampler at the prior, its settings, and the source of its draws."""
     process, tilt, seed = diffusion.Process(steps=STEPS), problem(task["rarity"]), task["seed"]
     prior = diffusion.MixtureDrift(process, tilt.prior)
     policy = CorrectedDrift(prior, networks.DriftNetwork(process, generator(seed, 1), width=WIDTH))
     sampler = samplers.DiffusionSampler(process, policy, prior, tilt.log_reward)
-    history = training.fine_tune(sampler, Settings(**task["settings"]), generator(seed, 2), checkpoint=checkpoint)
-    ends = diffusion.rollout(process, policy, 5000, generator(seed, 3))[:, -1]
+    return sampler, Settings(**task["settings"]), generator(seed, 2)
+
+
+def run(task: dict, checkpoint: Path | None) -> Outcome:
+    """Fine-tune from the prior, and measure the modes that were found."""
+    sampler, settings, draws = start(task)
+    history = training.fine_tune(sampler, settings, draws, checkpoint=checkpoint)
+    tilt = problem(task["rarity"])
+    ends = diffusion.rollout(sampler.process, sampler.policy, 5000, generator(task["seed"], 3))[:, -1]
     found = metrics.mode_weights(ends, tilt.prior)
-    wanted = tilt.posterior.weights
     measures = {
         "mode_weights": found,
-        "total_variation": metrics.total_variation(found, wanted).item(),
-        "modes_found": int((found[wanted > 0.1] > 0.1).sum()),
+        "total_variation": metrics.total_variation(found, tilt.posterior.weights).item(),
+        "modes_found": int((found[tilt.posterior.weights > 0.1] > 0.1).sum()),
     }
     return Outcome(measures, history)
 

@@ -47,27 +47,42 @@ TASKS += [{"name": f"guidance-{seed}", "method": "guidance", "seed": seed, "stre
 POINTS, FINAL_POINTS, STORED_PATHS = 2000, 10_000, 20_000
 
 
-def run(task: dict, checkpoint: Path | None) -> Outcome:
-    """Fine-tune one model, or guide the prior, and measure what comes out."""
-    process, tilt = diffusion.Process(), targets.twenty_five_to_nine()
-    prior = networks.DriftNetwork.load(process, RESULTS / "prior" / "prior.npz").requires_grad_(False)
-    if task["method"] == "guidance":
-        guided = diffusion.GuidedDrift(process, prior, tilt.log_reward, strength=task["strength"])
-        return Outcome(final_measures(process, guided, prior, tilt, task["seed"]))
-    settings, seed = Settings(**task["settings"]), task["seed"]
-    policy = copy.deepcopy(prior).requires_grad_(True)
+def start(task: dict) -> tuple[samplers.DiffusionSampler, Settings, torch.Generator]:
+    """What a run begins with: the sampler at the prior, its settings, and the source of its draws."""
+    process, tilt, seed = diffusion.Process(), targets.twenty_five_to_nine(), task["seed"]
+    prior, settings = load_prior(process), Settings(**task["settings"])
     store = None
     if settings.replayed:
         store = samplers.resampled_prior_paths(process, prior, tilt.log_reward, STORED_PATHS, generator(seed, 1))
+    policy = copy.deepcopy(prior).requires_grad_(True)
+    sampler = samplers.DiffusionSampler(process, policy, prior, tilt.log_reward, store=store)
+    return sampler, settings, generator(seed, 2)
+
+
+def load_prior(process: diffusion.Process) -> networks.DriftNetwork:
+    """The trained prior, to be left as it is."""
+    return networks.DriftNetwork.load(process, RESULTS / "prior" / "prior.npz").requires_grad_(False)
+
+
+def run(task: dict, checkpoint: Path | None) -> Outcome:
+    """Fine-tune one model, or guide the prior, and measure what comes out."""
+    tilt, seed = targets.twenty_five_to_nine(), task["seed"]
+    if task["method"] == "guidance":
+        process = diffusion.Process()
+        prior = load_prior(process)
+        guided = diffusion.GuidedDrift(process, prior, tilt.log_reward, strength=task["strength"])
+        return Outcome(final_measures(process, guided, prior, tilt, seed))
+    sampler, settings, draws = start(task)
+    process, policy = sampler.process, sampler.policy
     history = training.fine_tune(
-        samplers.DiffusionSampler(process, policy, prior, tilt.log_reward, store=store),
+        sampler,
         settings,
-        generator(seed, 2),
+        draws,
         evaluate=lambda: mode_measures(process, policy, tilt, generator(seed, 3), POINTS),
         evaluate_every=task["evaluate_every"],
         checkpoint=checkpoint,
     )
-    measures = final_measures(process, policy, prior, tilt, seed)
+    measures = final_measures(process, policy, sampler.reference, tilt, seed)
     kept = {name: value.numpy() for name, value in policy.state_dict().items()} if seed == 0 else {}
     return Outcome(measures, history, kept)
 

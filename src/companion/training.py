@@ -154,6 +154,7 @@ def fine_tune(
     evaluate_every: int = 500,
     checkpoint: Path | str | None = None,
     checkpoint_every: int = 500,
+    stop_after: int | None = None,
     progress: bool = False,
 ) -> History:
     """Train a sampler in place, and return the history.
@@ -168,6 +169,8 @@ def fine_tune(
         checkpoint: a file from which an interrupted run goes on, and which is written, whole or not at all, every
             ``checkpoint_every`` steps and at the end. It holds arrays only, no pickles.
         checkpoint_every: steps from one checkpoint to the next.
+        stop_after: a number of steps after which to stop, the schedule being that of the whole run: the start of a
+            run, to be looked at or to be gone on with.
         progress: whether to show a progress bar.
 
     Raises:
@@ -193,6 +196,7 @@ def fine_tune(
         evaluate_every=evaluate_every,
         checkpoint=checkpoint,
         checkpoint_every=checkpoint_every,
+        stop_after=stop_after,
         label=json.dumps(asdict(settings), sort_keys=True),
         progress=progress,
     )
@@ -278,6 +282,7 @@ def optimise(
     evaluate_every: int = 500,
     checkpoint: Path | str | None = None,
     checkpoint_every: int = 500,
+    stop_after: int | None = None,
     label: str = "",
     progress: bool = False,
 ) -> History:
@@ -293,6 +298,7 @@ def optimise(
         evaluate_every: as in :func:`fine_tune`.
         checkpoint: as in :func:`fine_tune`.
         checkpoint_every: as in :func:`fine_tune`.
+        stop_after: as in :func:`fine_tune`.
         label: what a checkpoint must have been written for; another label is refused.
         progress: as in :func:`fine_tune`.
 
@@ -303,19 +309,22 @@ def optimise(
     """
     check_positive_integers(iterations=iterations, evaluate_every=evaluate_every, checkpoint_every=checkpoint_every)
     check_generator(generator)
+    if stop_after is not None:
+        check_positive_integers(stop_after=stop_after)
+    stop = iterations if stop_after is None else min(iterations, stop_after)
     optimiser = torch.optim.Adam([{"params": list(p), "lr": rate, "base": rate} for p, rate in groups if p])
     run = _Run(optimiser, generator, label)
     start = run.load(checkpoint) if checkpoint is not None and Path(checkpoint).exists() else 0
     if start == 0 and evaluate is not None:
         run.history.append("evaluations", {"iteration": 0} | dict(evaluate()))
-    for i in tqdm(range(start, iterations), initial=start, total=iterations, disable=not progress):
+    for i in tqdm(range(start, stop), initial=start, total=iterations, disable=not progress):
         if run.history.diverged_at is not None:
             break
         run.step(i, loss_of, rate_at(i))
-        done = i + 1 if run.history.diverged_at is None else iterations
-        if evaluate is not None and (done % evaluate_every == 0 or done == iterations):
+        last = i + 1 == stop or run.history.diverged_at is not None
+        if evaluate is not None and ((i + 1) % evaluate_every == 0 or last):
             run.history.append("evaluations", {"iteration": i + 1} | dict(evaluate()))
-        if checkpoint is not None and (done % checkpoint_every == 0 or done == iterations):
+        if checkpoint is not None and ((i + 1) % checkpoint_every == 0 or last):
             run.save(checkpoint, i + 1)
     return run.history
 
