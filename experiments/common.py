@@ -41,6 +41,9 @@ class Outcome:
 
 def generator(*numbers: int) -> torch.Generator:
     """A generator seeded by several numbers, so that no two purposes share a stream."""
+    if not numbers or numbers[-1] == 0 or not all(0 <= number < 2**32 for number in numbers):
+        # To numpy (1,) and (1, 0) are one seed, and 2^32 is (0, 1).
+        raise ValueError(f"numbers is {numbers}; expected numbers of 32 bits, the last one above 0. Count from 1.")
     return torch.Generator().manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1))
 
 
@@ -63,7 +66,8 @@ def execute(study, tasks, run, provenance, workers=1, backend="loky", scheduler=
     """Run tasks at once, on this machine or on a cluster, and write each result as soon as it is there."""
     jobs = [joblib.delayed(run_and_write)(study, task, run, provenance, results) for task in tasks]
     if backend == "loky":
-        joblib.Parallel(n_jobs=workers, verbose=5)(jobs)
+        # With one worker and a verbosity joblib 1.6 hides the error of a task behind one of its own.
+        joblib.Parallel(n_jobs=workers, verbose=5 if workers > 1 else 0)(jobs)
         return
     from distributed import Client  # an optional dependency
 
@@ -149,8 +153,10 @@ def _plain(value):
     """Numbers as JSON has them, to seven digits, which is all that float32 gives; no NaN, no infinity."""
     if isinstance(value, dict):
         return {name: _plain(entry) for name, entry in value.items()}
-    if isinstance(value, np.ndarray | torch.Tensor | list | tuple):
-        return [_plain(entry) for entry in (value.tolist() if hasattr(value, "tolist") else value)]
+    if hasattr(value, "tolist"):  # arrays, tensors, and the scalars of both
+        return _plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
     if value is None or isinstance(value, str | bool | int):
         return value
     return float(f"{value:.7g}") if np.isfinite(value) else None

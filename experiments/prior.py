@@ -52,8 +52,8 @@ def quality(process, drift, tilt, draws) -> dict:
     }
 
 
-def run(task: dict, checkpoint: Path | None) -> Outcome:
-    """Train the prior, and measure it beside the mixture's drift in closed form."""
+def train(task: dict, checkpoint: Path | None, *, stop_after: int | None = None):
+    """Train the network by maximum likelihood: the network and its history."""
     process, tilt = diffusion.Process(steps=task["steps"]), targets.twenty_five_to_nine()
     network = networks.DriftNetwork(process, generator(task["seed"], 1))
     draws = generator(task["seed"], 2)
@@ -65,11 +65,19 @@ def run(task: dict, checkpoint: Path | None) -> Outcome:
         draws,
         rate_at=lambda i: 1.0 if i < half else (whole - i) / (whole - half),
         checkpoint=checkpoint,
+        stop_after=stop_after,
         label=str(task),
     )
+    return network, history
+
+
+def run(task: dict, checkpoint: Path | None) -> Outcome:
+    """Train the prior, and measure it beside the mixture's drift in closed form."""
+    network, history = train(task, checkpoint)
+    process, tilt = diffusion.Process(steps=task["steps"]), targets.twenty_five_to_nine()
     measures = {
-        "trained": quality(process, network, tilt, generator(task["seed"], 3)),
-        "closed_form": quality(process, diffusion.MixtureDrift(process, tilt.prior), tilt, generator(task["seed"], 3)),
+        name: quality(process, drift, tilt, generator(task["seed"], 3))
+        for name, drift in (("trained", network), ("closed_form", diffusion.MixtureDrift(process, tilt.prior)))
     }
     return Outcome(measures, history, {name: value.numpy() for name, value in network.state_dict().items()})
 

@@ -207,7 +207,7 @@ class GuidedDrift:
         with torch.enable_grad():
             (gradient,) = torch.autograd.grad(self.log_reward(points).sum(), points)
         k = (times * self.process.steps).round()[..., None]
-        push = self.strength * self.process.variance * k / (k + 1) * gradient.nan_to_num().view_as(states)
+        push = self.strength * self.process.variance * k / (k + 1) * gradient.nan_to_num(0.0, 0.0, 0.0).view_as(states)
         return self.drift(states, times) + push
 
 

@@ -10,12 +10,14 @@ Source: the network of Zhang and Chen (2022), as Venkatraman et al. (2024) use i
 """
 
 import math
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.utils import skip_init
 
 from companion.diffusion import Process
 from companion.validation import check_generator, check_positive_integers
@@ -45,7 +47,7 @@ class DriftNetwork(torch.nn.Module):
         check_generator(generator)
         check_positive_integers(width=width)
         super().__init__()
-        layer = torch.nn.Linear
+        layer = partial(skip_init, torch.nn.Linear)  # torch's own initial weights come from global state
         self.register_buffer("frequencies", torch.linspace(0.1, 100.0, width))
         self.phases = torch.nn.Parameter(torch.randn(width, generator=generator))
         self.time = torch.nn.Sequential(layer(2 * width, width), torch.nn.GELU(), layer(width, width))
@@ -56,7 +58,7 @@ class DriftNetwork(torch.nn.Module):
         self.last = layer(width, process.dim)
         self._pool: list[Tensor] = []
         for module in self.modules():
-            if isinstance(module, layer):
+            if isinstance(module, torch.nn.Linear):
                 bound = 1 / math.sqrt(module.in_features)
                 for parameter in (module.weight, module.bias):
                     torch.nn.init.uniform_(parameter, -bound, bound, generator=generator)
@@ -82,7 +84,7 @@ class DriftNetwork(torch.nn.Module):
 
         Whole paths, ``[n, steps, dim]`` with times ``[steps]``, go through in blocks, unless the states need gradients.
         """
-        if states.ndim == 3 and times.shape == states.shape[1:2] and not states.requires_grad:
+        if states.ndim == 3 and len(states) > 0 and times.shape == states.shape[1:2] and not states.requires_grad:
             tape = self.record(times, len(states))
             tape.run(states.transpose(0, 1))
             return tape.moves().transpose(0, 1)
@@ -166,7 +168,8 @@ class Tape:
         self.steps = [array.unbind() for array in self.arrays]
 
     def _give_back(self) -> None:
-        self.pool[:] = [self.arrays]
+        # Torch lets nothing write to memory of its inference mode outside that mode.
+        self.pool[:] = [] if self.arrays.is_inference() else [self.arrays]
         self.arrays = self.before = self.after = self.steps = None
 
     def _layers(self, before: list[Tensor], after: list[Tensor], out: Tensor) -> None:
@@ -208,11 +211,13 @@ class _FromTape(torch.autograd.Function):
     @staticmethod
     def forward(ctx, tape: Tape, *inputs: Tensor) -> Tensor:
         ctx.tape = tape
+        ctx.save_for_backward(tape.states, *inputs)
         return tape.out.clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):
+        _ = ctx.saved_tensors  # torch refuses it where states or weights were written over in between
         return None, *ctx.tape.gradients(grad)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from companion.diffusion import Drift, Process, log_prob, rollout, step_log_prob, traced_rollout
 from companion.mdp import Problem, enumerate_paths, log_softmax
-from companion.validation import check_finite, check_number, check_positive_integers
+from companion.validation import check_finite, check_generator, check_number, check_positive_integers
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,6 +100,7 @@ class DiffusionSampler:
         [0, 1], a share of a store that is not there, or a log-reward that is not finite.
         """
         check_positive_integers(n=n)
+        check_generator(generator)
         check_number("replayed", replayed, at_least=0, at_most=1)
         old = round(replayed * n)
         parts = [self._fresh(n - old, generator, exploration)] if old < n else []
@@ -148,7 +149,10 @@ def resampled_prior_paths(
     with torch.no_grad():
         states = rollout(process, reference, n, generator, dtype=dtype)
         log_r = log_reward(states[:, -1])
-        weights = torch.softmax(beta * log_r, dim=0)
+        weights = torch.softmax(beta * log_r, dim=0)  # -inf, no reward, is weight 0
+        check_finite(
+            "the weights of the paths", weights, "Mend the log-reward: no NaN, no +inf, and not all of it -inf."
+        )
         # A path that will hardly ever be drawn need not be kept.
         kept = weights > 1e-3 / n
         states = states[kept].contiguous()
@@ -184,6 +188,8 @@ class TabularSampler:
 
         Raises ``ValueError`` for an exploration outside [0, 1], or any ``replayed``: there is no store.
         """
+        check_positive_integers(n=n)
+        check_generator(generator)
         check_number("exploration", exploration, at_least=0, at_most=1)
         if replayed:
             raise ValueError(f"replayed is {replayed}; expected 0: a tabular sampler has no store. Leave it out.")

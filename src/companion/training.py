@@ -59,7 +59,8 @@ class Settings:
         clip: largest size of a path's centred residual, in nats; None clips nothing.
 
     Raises:
-        ValueError: for an unknown objective, a number out of range, or a schedule that ends before it begins.
+        ValueError: for an unknown objective, a number out of range, a schedule that ends before it begins, or a choice
+            that the objective does not use.
     """
 
     objective: str = "rtb"
@@ -96,12 +97,26 @@ class Settings:
                 f"explore_to is {self.explore_to} with explore_until {self.explore_until} and exploration "
                 f"{self.exploration:g}; expected a schedule that ends after it begins. Raise explore_to."
             )
-        for name in ("decay_from", "replay_until"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value <= self.iterations:
+        unused = {"published": ("beta", "clip", "anneal_beta")}.get(self.objective, ())
+        unused += () if self.objective == "reinforce" else ("baseline", "weights")
+        for name in unused:
+            if getattr(self, name) != type(self).__dataclass_fields__[name].default:
                 raise ValueError(
-                    f"{name} is {value}; expected 0 to {self.iterations}, or None. Move it inside the run."
+                    f"{name} is {getattr(self, name)!r} with the objective {self.objective!r}, which does not use it; "
+                    "expected its default. Leave it out."
                 )
+        for name in ("decay_from", "replay_until"):
+            if getattr(self, name) is not None:
+                check_number(name, getattr(self, name), at_least=0, at_most=self.iterations)
+        if isinstance(self.baseline, str) and self.baseline not in (*reinforce.BASELINES, "learned"):
+            names = (*reinforce.BASELINES, "learned")
+            raise ValueError(
+                f"baseline is {self.baseline!r}; expected one of {names} or a number. Choose one of these."
+            )
+        if not isinstance(self.baseline, str):
+            check_number("baseline", self.baseline)
+        if self.weights not in reinforce.WEIGHTS:
+            raise ValueError(f"weights is {self.weights!r}; expected one of {reinforce.WEIGHTS}. Choose one of these.")
 
     def exploration_at(self, i: int) -> float:
         """Return the exploration noise of iteration ``i``: held, then falling linearly, then none."""
@@ -316,16 +331,18 @@ def optimise(
     run = _Run(optimiser, generator, label)
     start = run.load(checkpoint) if checkpoint is not None and Path(checkpoint).exists() else 0
     if start == 0 and evaluate is not None:
-        run.history.append("evaluations", {"iteration": 0} | dict(evaluate()))
+        run.evaluate(0, evaluate)
     for i in tqdm(range(start, stop), initial=start, total=iterations, disable=not progress):
         if run.history.diverged_at is not None:
             break
         run.step(i, loss_of, rate_at(i))
-        last = i + 1 == stop or run.history.diverged_at is not None
-        if evaluate is not None and ((i + 1) % evaluate_every == 0 or last):
-            run.history.append("evaluations", {"iteration": i + 1} | dict(evaluate()))
-        if checkpoint is not None and ((i + 1) % checkpoint_every == 0 or last):
-            run.save(checkpoint, i + 1)
+        diverged = run.history.diverged_at is not None
+        taken = i if diverged else i + 1
+        last = diverged or taken == stop
+        if evaluate is not None and (last or taken % evaluate_every == 0):
+            run.evaluate(taken, evaluate)
+        if checkpoint is not None and (last or taken % checkpoint_every == 0):
+            run.save(checkpoint, taken)
     return run.history
 
 
@@ -357,6 +374,16 @@ class _Run:
         self.seconds += time.process_time() - begin
         self.history.append("steps", {"loss": loss.item()} | dict(row) | {"seconds": self.seconds})
 
+    def evaluate(self, taken: int, evaluate: Callable[[], Mapping[str, float]]) -> None:
+        """Add a row of measures, unless it is there already, or training diverged and nothing can be measured."""
+        if taken in self.history.evaluations.get("iteration", ()):
+            return
+        try:
+            self.history.append("evaluations", {"iteration": taken} | dict(evaluate()))
+        except NotFiniteError:
+            if self.history.diverged_at is None:
+                raise
+
     def save(self, path: Path | str, done: int) -> None:
         """Write the checkpoint beside its place and move it there, so that it is whole whenever it is there."""
         arrays = {f"tensor/{j}": tensor.detach().cpu().numpy() for j, tensor in enumerate(self.tensors)}
@@ -380,15 +407,16 @@ class _Run:
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)
         about = json.loads(str(arrays["about"]))
-        shapes = [arrays[f"tensor/{j}"].shape for j in range(len(arrays)) if f"tensor/{j}" in arrays]
-        if about["label"] != self.label or shapes != [tuple(tensor.shape) for tensor in self.tensors]:
+        kept = [torch.from_numpy(arrays[f"tensor/{j}"]) for j in range(len(arrays)) if f"tensor/{j}" in arrays]
+        kinds = [[(tensor.shape, tensor.dtype) for tensor in tensors] for tensors in (kept, self.tensors)]
+        if about["label"] != self.label or kinds[0] != kinds[1]:
             raise ValueError(
                 f"{path} is the checkpoint of another run, {about['label']}; expected {self.label}. Remove the file, "
                 "or pass another name."
             )
         with torch.no_grad():
             for j, tensor in enumerate(self.tensors):
-                tensor.copy_(torch.from_numpy(arrays[f"tensor/{j}"]))
+                tensor.copy_(kept[j])
         state = {j: {} for j in range(len(self.tensors))}
         for name, value in arrays.items():
             if name.startswith("optimiser/"):

@@ -111,7 +111,9 @@ def check_constant(**tensors: Tensor) -> None:
 def check_minus_infinity_only(name: str, value: Tensor) -> None:
     """Refuse NaN and +inf but accept -inf, the logarithm of a zero reward. Raises ``ValueError``."""
     if bool((value.isnan() | value.isposinf()).any()):
-        raise ValueError(f"{name} holds NaN or +inf; expected finite values, or -inf where r(x) = 0. Mend the reward.")
+        raise NotFiniteError(
+            f"{name} holds NaN or +inf; expected finite values, or -inf where r(x) = 0. Mend the reward."
+        )
 
 
 def check_number(

@@ -1,0 +1,260 @@
+"""What samplers draw, against the same paths scored by other means, and frequencies against exact laws."""
+
+import math
+
+import pytest
+import torch
+from helpers import generator, listed_paths, padded, random_graph, random_policy, summed, tensor
+
+from companion import diffusion, mdp, metrics, networks, samplers, targets
+
+PROCESS = diffusion.Process(steps=4, variance=2.0)
+EXACT = {"rtol": 1e-12, "atol": 1e-12}
+
+
+def reference(states, times):
+    """A drift with a known value."""
+    return times[..., None] - states
+
+
+def log_reward(x):
+    """A reward that tells all ends apart."""
+    return x[:, 0] - 0.5 * x[:, 1].square()
+
+
+def made(store=None, reward=log_reward, dtype=torch.float64) -> samplers.DiffusionSampler:
+    """A small diffusion sampler with a network of its own."""
+    policy = networks.DriftNetwork(PROCESS, generator(3), width=5).to(dtype)
+    return samplers.DiffusionSampler(PROCESS, policy, reference, reward, store=store)
+
+
+def stored(weights=(1.0, 2.0, 7.0)) -> samplers.Store:
+    """A store of as many paths as weights, whose log-rewards, 0, 1, 2, ..., tell them apart."""
+    states = diffusion.rollout(PROCESS, reference, len(weights), generator(4), dtype=torch.float64)
+    rewards = torch.arange(len(weights), dtype=torch.float64)
+    return samplers.Store(states, diffusion.log_prob(PROCESS, reference, states), rewards, tensor(weights))
+
+
+def assert_scored(sampler, states, batch, rows=slice(None), rewards=None) -> None:
+    """Assert that rows of a batch are the scores of these states, computed apart from it."""
+    for found, drift in ((batch.log_pi, sampler.policy), (batch.log_ref, sampler.reference)):
+        torch.testing.assert_close(found[rows], diffusion.log_prob(PROCESS, drift, states), **EXACT)
+    rewards = log_reward(states[:, -1]) if rewards is None else rewards
+    torch.testing.assert_close(batch.log_reward[rows], rewards, **EXACT)
+
+
+# Diffusion samplers.
+
+
+@pytest.mark.parametrize("exploration", [0.0, 0.5])
+def test_a_batch_holds_the_scores_of_its_paths(exploration):
+    """Exploration draws other paths, and widens the behaviour's density alone."""
+    sampler = made()
+    batch = sampler.draw(6, generator(1), exploration=exploration)
+    options = {"extra_std": exploration, "dtype": torch.float64}
+    states = diffusion.rollout(PROCESS, sampler.policy, 6, generator(1), **options)
+    assert_scored(sampler, states, batch)
+    behaviour = diffusion.log_prob(PROCESS, sampler.policy, states, extra_std=exploration)
+    torch.testing.assert_close(batch.log_behaviour, behaviour, **EXACT)
+    assert torch.equal(batch.log_behaviour, batch.log_pi) == (exploration == 0)
+
+
+def test_only_the_policy_has_a_gradient():
+    """It is that of the log-probability at given paths; the reference is a module here, and gets none."""
+    sampler = made()
+    sampler.reference = networks.DriftNetwork(PROCESS, generator(9), width=5).double()
+    batch = sampler.draw(6, generator(1), exploration=0.5)
+    assert batch.log_pi.requires_grad
+    assert not any(x.requires_grad for x in (batch.log_ref, batch.log_reward, batch.log_behaviour))
+    assert [id(parameter) for parameter in sampler.parameters()] == [id(p) for p in sampler.policy.parameters()]
+    found = torch.autograd.grad(batch.log_pi.sum(), sampler.parameters())
+    states = diffusion.rollout(PROCESS, sampler.policy, 6, generator(1), extra_std=0.5, dtype=torch.float64)
+    wanted = torch.autograd.grad(diffusion.log_prob(PROCESS, sampler.policy, states).sum(), sampler.parameters())
+    for ours, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, **EXACT)
+
+
+def test_a_batch_has_the_dtype_of_the_policy():
+    batch = made(dtype=torch.float32).draw(2, generator(1))
+    assert {x.dtype for x in vars(batch).values()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("n", "share", "old"), [(8, 0.5, 4), (8, 0.25, 2), (10, 0.26, 3), (10, 0.24, 2), (5, 1.0, 5), (1, 0.6, 1)]
+)
+def test_a_share_of_the_paths_is_replayed(n, share, old):
+    """The nearest whole number; fresh ones come first; each is scored under the policy as it is now."""
+    sampler = made(stored())
+    batch = sampler.draw(n, generator(1), replayed=share)
+    assert len(batch.log_pi) == len(batch.log_ref) == len(batch.log_reward) == n
+    assert batch.log_behaviour is None
+    if old < n:
+        fresh = diffusion.rollout(PROCESS, sampler.policy, n - old, generator(1), dtype=torch.float64)
+        assert_scored(sampler, fresh, batch, slice(n - old))
+    rewards = batch.log_reward[n - old :]
+    assert_scored(sampler, sampler.store.states[rewards.long()], batch, slice(n - old, None), rewards)
+    assert torch.autograd.grad(batch.log_pi[n - old :].sum(), sampler.policy.last.bias)[0].abs().min() > 0
+
+
+def test_a_share_that_rounds_to_nothing_keeps_the_behaviour():
+    batch, alone = made(stored()).draw(8, generator(1), replayed=0.06), made().draw(8, generator(1))
+    assert torch.equal(batch.log_behaviour, alone.log_behaviour)
+
+
+def test_paths_are_replayed_as_often_as_their_weights_say():
+    """In proportion to 1, 2, 7: 5,000 draws, within 5 standard errors."""
+    rewards = made(stored()).draw(5000, generator(2), replayed=1.0).log_reward
+    counts = torch.bincount(rewards.long(), minlength=3) / 5000
+    for share, chance in zip(counts.tolist(), (0.1, 0.2, 0.7), strict=True):
+        assert abs(share - chance) < 5 * math.sqrt(chance * (1 - chance) / 5000)
+
+
+@pytest.mark.parametrize("beta", [1.0, 2.0])
+def test_resampled_prior_paths_end_in_the_modes_of_the_tilted_prior(beta):
+    """Mode weights near those of posterior^beta prior^(1 - beta), the prior's being equal: 10,000 paths, 50 steps."""
+    process, tilt = diffusion.Process(steps=50), targets.twenty_five_to_nine()
+    prior = diffusion.MixtureDrift(process, tilt.prior)
+    store = samplers.resampled_prior_paths(process, prior, tilt.log_reward, 10_000, generator(5), beta=beta)
+    drawn = torch.multinomial(store.weights, 50_000, replacement=True, generator=generator(6))
+    weights = metrics.mode_weights(store.states[drawn, -1], tilt.prior)
+    wanted = targets.weights_on(tilt.prior, tilt.posterior) ** beta
+    assert metrics.total_variation(weights, wanted / wanted.sum()) < 0.08  # .03 of it is chance
+    assert metrics.total_variation(weights, tilt.prior.weights) > 0.5  # as far as the untilted prior would be
+
+
+@pytest.mark.parametrize("beta", [1.0, 2.0])
+def test_resampled_prior_paths_are_the_reference_scored_and_weighed(beta):
+    """Each weight is r^beta over the sum; what has a thousandth of a path's even share or less is left out."""
+
+    def steep(x):
+        return 6 * log_reward(x)
+
+    options = {"beta": beta, "dtype": torch.float64}
+    store = samplers.resampled_prior_paths(PROCESS, reference, steep, 50, generator(1), **options)
+    states = diffusion.rollout(PROCESS, reference, 50, generator(1), dtype=torch.float64)
+    powers = [math.exp(beta * r) for r in steep(states[:, -1]).tolist()]
+    shares = tensor([power / math.fsum(powers) for power in powers])
+    kept = shares > 1e-3 / 50
+    assert 5 < kept.sum() < 45
+    torch.testing.assert_close(store.states, states[kept], **EXACT)
+    torch.testing.assert_close(store.weights, shares[kept], **EXACT)
+    torch.testing.assert_close(store.log_reward, steep(states[kept, -1]), **EXACT)
+    torch.testing.assert_close(store.log_ref, diffusion.log_prob(PROCESS, reference, states[kept]), **EXACT)
+
+
+def test_stored_paths_carry_no_gradient_of_the_reference():
+    network = networks.DriftNetwork(PROCESS, generator(1), width=5)
+    store = samplers.resampled_prior_paths(PROCESS, network, log_reward, 10, generator(2))
+    assert not any(x.requires_grad for x in vars(store).values())
+
+
+def test_a_path_without_reward_is_never_stored():
+    """log r = -inf has weight zero."""
+
+    def right_half(x):
+        return torch.where(x[:, 0] > 0, 0.0, -math.inf)
+
+    store = samplers.resampled_prior_paths(PROCESS, reference, right_half, 50, generator(1))
+    assert 10 < len(store.states) < 40 and store.states[:, -1, 0].min() > 0
+
+
+# Tabular samplers.
+
+
+def tabular(seed=0, exploration=0.0):
+    """A sampler on a random graph, the problem, its paths listed apart, and each step's behaviour, ``[edges]``."""
+    problem = random_graph(seed)
+    policy = random_policy(problem, seed + 1)
+    sampler = samplers.TabularSampler(problem, (policy + 0.3).requires_grad_())  # a shift that the softmax takes out
+    degrees = torch.bincount(problem.source)[problem.source].double()
+    return sampler, policy, listed_paths(problem), ((1 - exploration) * policy.exp() + exploration / degrees).log()
+
+
+@pytest.mark.parametrize("exploration", [0, 0.3, 1.0])
+def test_tabular_draws_have_the_exact_law_and_scores(exploration):
+    """Of every path that plain recursion lists: 20,000 draws, within 5 standard errors; scores to rounding."""
+    sampler, policy, paths, mixed = tabular(exploration=exploration)
+    batch = sampler.draw(20_000, generator(7), exploration=exploration)
+    by_reference = padded(sampler.problem.log_ref, paths)
+    same = (batch.log_ref[:, None] == by_reference).all(dim=2)
+    assert bool((same.sum(dim=1) == 1).all())  # the reference is random: it tells paths apart
+    drawn = same.int().argmax(dim=1)
+    for chance, share in zip(summed(mixed, paths), (torch.bincount(drawn) / 20_000).tolist(), strict=True):
+        chance = math.exp(chance)
+        assert abs(share - chance) < 5 * math.sqrt(chance * (1 - chance) / 20_000)
+    torch.testing.assert_close(batch.log_pi, padded(policy, paths)[drawn], **EXACT)
+    torch.testing.assert_close(batch.log_behaviour, padded(mixed, paths)[drawn], **EXACT)
+    torch.testing.assert_close(batch.log_reward, tensor(summed(sampler.problem.rewards, paths))[drawn], **EXACT)
+
+
+def test_only_the_logits_have_a_gradient():
+    """Over the paths drawn: at each state the times an edge was taken, less its probability for each visit."""
+    sampler, policy, _, _ = tabular()
+    batch = sampler.draw(50, generator(1), exploration=0.5)
+    assert not any(x.requires_grad for x in (batch.log_ref, batch.log_reward, batch.log_behaviour))
+    assert sampler.parameters() == [sampler.logits]
+    (found,) = torch.autograd.grad(batch.log_pi.sum(), sampler.logits)
+    taken = (batch.log_ref[..., None] == sampler.problem.log_ref).sum(dim=(0, 1)).double()
+    source = sampler.problem.source
+    visits = torch.zeros(sampler.problem.n_states, dtype=torch.float64).index_add(0, source, taken)
+    torch.testing.assert_close(found, taken - visits[source] * policy.exp(), rtol=0, atol=1e-12)
+
+
+def test_an_edge_never_taken_is_never_drawn():
+    """A logit of -inf; exploration takes it all the same."""
+    problem = mdp.tree(2, 1).with_rewards(tensor([5.0, 7.0]))
+    sampler = samplers.TabularSampler(problem, tensor([0.0, -math.inf]).requires_grad_())
+    assert sampler.draw(50, generator(0)).log_reward.tolist() == [5.0] * 50
+    assert 7.0 in sampler.draw(50, generator(0), exploration=0.5).log_reward.tolist()
+
+
+# Refusals.
+
+PROBLEM = mdp.small_graph()
+LOGITS = PROBLEM.log_ref
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: made().draw(0, generator(0)), "n is 0"),
+        (lambda: made().draw(4, None), "generator is None"),
+        (lambda: made(stored()).draw(4, None, replayed=1.0), "generator is None"),
+        (lambda: made().draw(4, generator(0), replayed=0.5), "there is no store"),
+        (lambda: made(stored()).draw(4, generator(0), replayed=-0.1), "replayed is -0.1"),
+        (lambda: made(stored()).draw(4, generator(0), replayed=1.1), "replayed is 1.1"),
+        (lambda: made().draw(4, generator(0), exploration=-0.1), "extra_std is -0.1"),
+        (lambda: made(reward=lambda x: x[:, 0] / 0).draw(4, generator(0)), "log_reward holds 4"),
+        (lambda: samplers.resampled_prior_paths(PROCESS, reference, log_reward, 4, generator(0), beta=0), "beta is 0"),
+        (lambda: samplers.resampled_prior_paths(PROCESS, reference, log_reward, 0, generator(0)), "n is 0"),
+        (lambda: samplers.resampled_prior_paths(PROCESS, reference, log_reward, 4, None), "generator is None"),
+        (
+            lambda: samplers.resampled_prior_paths(PROCESS, reference, lambda x: x[:, 0] * math.nan, 4, generator(0)),
+            "NaN",
+        ),
+        (
+            lambda: samplers.resampled_prior_paths(PROCESS, reference, lambda x: x[:, 0] - math.inf, 4, generator(0)),
+            "NaN",
+        ),
+        (lambda: samplers.TabularSampler(PROBLEM, LOGITS.clone()), "requires a gradient"),
+        (lambda: samplers.TabularSampler(PROBLEM, torch.zeros(3, requires_grad=True)), "logits is (3,)"),
+        (lambda: tabular()[0].draw(4, generator(0), exploration=1.5), "exploration is 1.5"),
+        (lambda: tabular()[0].draw(4, generator(0), exploration=-0.5), "exploration is -0.5"),
+        (lambda: tabular()[0].draw(4, generator(0), replayed=0.5), "replayed is 0.5"),
+        (lambda: tabular()[0].draw(0, generator(0)), "n is 0"),
+        (lambda: tabular()[0].draw(4, None), "generator is None"),
+        (
+            lambda: samplers.TabularSampler(PROBLEM, (LOGITS * math.nan).requires_grad_()).draw(4, generator(0)),
+            "logits hold NaN",
+        ),
+        (
+            lambda: samplers.TabularSampler(PROBLEM, (LOGITS - math.inf).requires_grad_()).draw(4, generator(0)),
+            "All logits of some state are -inf",
+        ),
+    ],
+)
+def test_bad_input_is_refused(call, words):
+    """Samples out of range, no generator, no store, rewards that are not finite, bad logits."""
+    with pytest.raises(ValueError, match="expected") as refusal:
+        call()
+    assert words in str(refusal.value)
