@@ -21,8 +21,9 @@ PUBLISHED = {"exploration": 0.5, "explore_until": 500, "explore_to": 4500}
 
 
 def quick(objective="vargrad", **changes) -> training.Settings:
-    """Settings of a run of ten steps at alpha = 1/2."""
-    return training.Settings(objective, **({"iterations": 10, "batch": 16, "rate": 0.05, "beta": 1 / ALPHA} | changes))
+    """Settings of a run of ten steps, at alpha = 1/2 where the objective has one."""
+    beta = {} if objective == "published" else {"beta": 1 / ALPHA}
+    return training.Settings(objective, **({"iterations": 10, "batch": 16, "rate": 0.05} | beta | changes))
 
 
 def tabular() -> samplers.TabularSampler:
