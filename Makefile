@@ -8,6 +8,7 @@ PYTHON ?= python3.11
 NOTEBOOKS ?= $(sort $(wildcard notebooks/*.ipynb))
 WORKERS ?= $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)
 PORT ?= 8000
+THREADS ?= 1
 TORCH_VERSION := 2.13.0
 
 BIN := .venv/bin
@@ -96,6 +97,17 @@ STUDIES := prior twenty_five_modes published_baseline rarity_map step_gap time_t
 .PHONY: experiments
 experiments: $(READY) ## run every study whose results are not there: make experiments [WORKERS=...]
 	@for study in $(STUDIES); do $(ONE_THREAD) $(BIN)/python experiments/$$study.py --workers $(WORKERS); done
+
+# The peer has an environment of its own; everything else runs in ours.
+.PHONY: bench
+bench: $(READY) ## time a training step beside torchgfn's, and write the page on speed: make bench [THREADS=2]
+	PYTHON='$(PYTHON)' bash benchmarks/environment
+	$(BIN)/python -m benchmarks.run --threads $(THREADS)
+	@$(MAKE) --no-print-directory bench-page
+
+.PHONY: bench-page
+bench-page: $(READY) ## write the page on speed from the record, without measuring
+	$(FIXED) $(BIN)/python -m benchmarks.page
 
 .PHONY: clean
 clean: ## remove what was built; keep .venv

@@ -11,6 +11,7 @@ from companion import comparison
 T975, T95 = {1: 12.706, 2: 4.303, 4: 2.776}, {4: 2.132, 8: 1.860}
 
 
+@pytest.mark.claim("X3")
 def test_an_interval_is_the_mean_plus_and_minus_t_standard_errors():
     found = comparison.mean_interval([1.0, 2.0, 3.0, 4.0, 5.0])
     half = T975[4] * math.sqrt(2.5 / 5)

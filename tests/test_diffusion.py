@@ -21,6 +21,7 @@ def linear(states, times):
     return times[..., None] - states
 
 
+@pytest.mark.claim("X3")
 def test_a_path_follows_the_recursion():
     """s' = s + dt u(s, t) + noise, the noise drawn at once, in the order of the steps; exploration widens it."""
     for extra in (0.0, 0.5):

@@ -159,6 +159,7 @@ def test_settings_are_plain_data():
     assert training.Settings(**json.loads(json.dumps(asdict(settings)))) == settings
 
 
+@pytest.mark.claim("X3")
 @pytest.mark.parametrize(
     ("name", "changes", "points"),
     [
@@ -281,6 +282,7 @@ def test_every_objective_trains_a_diffusion_sampler(objective):
     assert not any(torch.equal(old, new) for old, new in zip(before, weights_of(sampler), strict=True))
 
 
+@pytest.mark.claim("X2")
 @pytest.mark.parametrize(("alpha", "tolerance"), [(1.0, 1e-11), (0.5, 1e-5), (2.0, 1e-5)])
 def test_trust_pcl_repeats_rtbs_run(alpha, tolerance):
     """Twenty steps at the same rate for the policy and alpha times the rate for V(s_0) = alpha log Z.

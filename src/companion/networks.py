@@ -125,17 +125,23 @@ class Tape:
         threads = torch.get_num_threads()
         self.per_block = max(1, BLOCK_ROWS * threads // n) if first.device.type == "cpu" else steps
         self._take(pool, (6, steps if self.keep else min(steps, self.per_block), n, width))
-        self.states, self.out = first.new_empty(steps, n, dim), first.new_empty(steps, n, dim)
+        self.visited, self.out = [], first.new_empty(steps, n, dim)
+        self.out_rows, self.first_rows = self.out.unbind(), self.first.unbind()
 
-    @torch.no_grad()
     def step(self, k: int, state: Tensor) -> Tensor:
-        """Fill step ``k`` at ``state``, ``[n, dim]``, and return the drift there, ``[n, dim]``, a constant."""
+        """Fill step ``k`` at ``state``, ``[n, dim]``, and return the drift there, ``[n, dim]``, a constant.
+
+        Raises ``ValueError`` for any but the next step.
+        """
+        if k != len(self.visited):
+            raise ValueError(f"k is {k}; expected {len(self.visited)}, the next step. Take the steps in their order.")
         row = k if self.keep else 0
-        before, after = [self.steps[layer][row] for layer in range(3)], [self.steps[layer][row] for layer in (3, 4, 5)]
-        self.states[k] = state
-        torch.addmm(self.first[k], state, self.transposed[0], out=before[0])
-        self._layers(before, after, self.out[k])
-        return self.out[k]
+        before, after = self.pairs[row]
+        self.visited.append(state)
+        out = self.out_rows[k]
+        torch.addmm(self.first_rows[k], state, self.transposed[0], out=before[0])
+        self._layers(before, after, out)
+        return out
 
     @torch.no_grad()
     def run(self, states: Tensor) -> None:
@@ -151,6 +157,8 @@ class Tape:
 
     def moves(self) -> Tensor:
         """Return the drift at every step, ``[steps, n, dim]``, with its gradients."""
+        if self.visited:
+            self.states = torch.stack(self.visited)
         if self.keep:
             return _FromTape.apply(self, *self.inputs)
         self._give_back()
@@ -158,19 +166,18 @@ class Tape:
 
     def _take(self, pool: list[Tensor], shape: tuple[int, ...]) -> None:
         kept = pool.pop() if pool else None
-        fits = kept is not None and (kept.shape, kept.dtype, kept.device) == (
-            shape,
-            self.first.dtype,
-            self.first.device,
-        )
+        like = (shape, self.first.dtype, self.first.device)
+        fits = kept is not None and (kept.shape, kept.dtype, kept.device) == like
         self.pool, self.arrays = pool, kept if fits else self.first.new_empty(shape)
         self.before, self.after = self.arrays[:3], self.arrays[3:]
-        self.steps = [array.unbind() for array in self.arrays]
+        steps = [array.unbind() for array in self.arrays]
+        # For each step what goes into the three activations, and what comes out of them.
+        self.pairs = list(zip(zip(*steps[:3], strict=True), zip(*steps[3:], strict=True), strict=True))
 
     def _give_back(self) -> None:
         # Torch lets nothing write to memory of its inference mode outside that mode.
         self.pool[:] = [] if self.arrays.is_inference() else [self.arrays]
-        self.arrays = self.before = self.after = self.steps = None
+        self.arrays = self.before = self.after = self.pairs = None
 
     def _layers(self, before: list[Tensor], after: list[Tensor], out: Tensor) -> None:
         """Run what follows the first layer, rows of states at a time, into the memory given."""
@@ -188,6 +195,8 @@ class Tape:
             raise RuntimeError("The gradient of these drifts was taken already; expected once. Draw the paths anew.")
         first, *rest = (torch.zeros_like(tensor) for tensor in self.inputs)
         weights, biases = rest[:4], rest[4:]
+        # Summed the other way round: a thin product with two columns is slow, one with two rows is not.
+        turned = torch.zeros_like(self.transposed[0], memory_format=torch.contiguous_format)
         for begin in range(0, len(grad), self.per_block):
             span = slice(begin, begin + self.per_block)
             flow = grad[span].reshape(-1, grad.shape[2])
@@ -199,9 +208,10 @@ class Tape:
                 through = torch.mm(flow, self.weights[layer + 1], out=after)
                 flow = _gelu_backward.grad_input(through, before, grad_input=before)
             states = self.states[span]
-            weights[0].addmm_(flow.t(), states.reshape(-1, states.shape[2]))
+            turned.addmm_(states.reshape(-1, states.shape[2]).t(), flow)
             first[span] = flow.view(*states.shape[:2], -1).sum(dim=1)
         self._give_back()
+        weights[0] = turned.t()
         return [first, *weights, *biases]
 
 

@@ -259,3 +259,67 @@ def _layout(problem: Problem) -> dict[int, tuple[float, float]]:
         for row, state in enumerate(members):
             place[state] = (float(column), -(row + 0.5) * gap)
     return place
+
+
+# Figures of chapter 11.
+
+
+def mode_grids(means: Tensor, laws: Mapping[str, Tensor], *, kept: Tensor) -> Figure:
+    """Draw mode weights in panels, three to a row, each weight as a square at its mean whose area is the weight.
+
+    Args:
+        means: ``[modes, 2]``, on a grid; a grey dot marks each.
+        laws: for each panel's title its weights, ``[modes]``. The largest of the first law fills its place on the grid.
+        kept: ``[modes]``, bool; squares of the others are hatched and of another colour.
+    """
+    rows = -(-len(laws) // 3)
+    with plt.rc_context(_STYLE | {"hatch.linewidth": 0.7}):
+        figure, axes = plt.subplots(rows, 3, figsize=(6.4, 2.2 * rows), squeeze=False)
+        plt.close(figure)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    spacing, largest = float(torch.pdist(means).min()), float(next(iter(laws.values())).max())
+    low, high = float(means.min()) - 0.8 * spacing, float(means.max()) + 0.8 * spacing
+    for axis, (title, weights) in zip(axes.flat, laws.items(), strict=False):
+        axis.plot(_floats(means[:, 0]), _floats(means[:, 1]), ".", ms=3, color="#9a9a9a")
+        for mode in weights.argsort(descending=True).tolist():  # small squares on top of large ones
+            side = 0.95 * spacing * float(weights[mode] / largest) ** 0.5
+            corner = [float(centre) - side / 2 for centre in means[mode]]
+            look = {"fc": COLOURS["target"], "ec": "white"}
+            if not kept[mode]:
+                look = {"fc": "white", "ec": COLOURS["policy"], "hatch": "//////"}
+            axis.add_patch(plt.Rectangle(corner, side, side, zorder=2, **look))
+        axis.set(xlim=(low, high), ylim=(low, high), aspect="equal")
+        axis.set_title(title, fontsize=10)
+    return figure
+
+
+def curves_with_points(
+    x: Sequence[float] | Tensor,
+    curves: Mapping[str, Sequence[float] | Tensor],
+    points: Mapping[str, Mapping[str, Mapping[float, tuple[float, float, float]]]],
+    *,
+    xlabel: str,
+    curve: str,
+) -> Figure:
+    """Draw predicted curves side by side, over a logarithmic axis, and points with intervals on them.
+
+    Args:
+        x: where the curves are given, positive.
+        curves: for each panel, named by its vertical axis, the curve.
+        points: for each series, and each panel in it, the mean, low and high end at each ``x``.
+        xlabel: what the horizontal axis is.
+        curve: name of the curves in the legend.
+    """
+    figure, axes = panels(len(curves), width=7.4, height=3.2)
+    for axis, (ylabel, y) in zip(axes, curves.items(), strict=True):
+        axis.plot(_floats(x), _floats(y), color=COLOURS["reference"], label=curve)
+        for j, (name, panel) in enumerate(points.items()):
+            at, found = list(panel[ylabel]), list(panel[ylabel].values())
+            bars = [[mean - low for mean, low, _ in found], [high - mean for mean, _, high in found]]
+            look = {"color": CYCLE[j], "ms": 8 - 2 * j, "mfc": "white" if j == 0 else CYCLE[j], "capsize": 3}
+            axis.errorbar(at, [mean for mean, _, _ in found], bars, fmt=MARKERS[j], lw=1.2, label=name, **look)
+        axis.set(xlabel=xlabel, ylabel=ylabel, xscale="log")
+    handles, names = axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside upper center", ncols=len(names), fontsize=9, frameon=False)
+    return figure

@@ -132,3 +132,29 @@ def weights_on(whole: GaussianMixture, part: GaussianMixture) -> Tensor:
             "part has a mean that whole has not; expected all of them. Pass the prior, then the posterior."
         )
     return torch.zeros_like(whole.weights).index_add(0, distances.argmin(dim=1), part.weights)
+
+
+def tilted_mode_weights(tilt: Tilt, factor: float) -> Tensor:
+    """Return the mode weights of prior(x) exp(factor r(x)), normalised: ``[components of the prior]``.
+
+    Within a mode r(x) is nearly constant where modes are far apart: the ratio r_k of posterior weight and prior weight,
+    0 where the posterior has none. So mode k has its prior weight times exp(factor r_k). Left out is the share of a
+    component that lies nearer to another mean, less than 1e-5 in the illustrative example.
+
+    Args:
+        tilt: a prior and a posterior of one variance, each mean of the posterior being one of the prior.
+        factor: at least 0; the first published baseline with weight w and batches of n has (1 - 1/n) / (2w).
+
+    Raises:
+        ValueError: for two variances, a mean that the prior does not have, or a factor that is negative or not finite.
+
+    Source: claim B1. Derived in chapter 11.
+    """
+    check_number("factor", factor, at_least=0)
+    if tilt.prior.variance != tilt.posterior.variance:
+        raise ValueError(
+            f"The variances are {tilt.prior.variance:g} and {tilt.posterior.variance:g}; expected one, or r(x) is not "
+            "constant within a mode. Integrate instead."
+        )
+    reward = weights_on(tilt.prior, tilt.posterior) / tilt.prior.weights
+    return (tilt.prior.weights.log() + factor * reward).softmax(dim=0)

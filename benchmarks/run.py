@@ -1,0 +1,113 @@
+"""Times this package beside torchgfn, in turns on one core, and records it all in results/benchmark.json.
+
+Every program is a process of its own, started once. In each round each of them runs one block while the others wait, so
+that what slows the machine down for a while slows all of them down. Ratios are taken within a round.
+
+python -m benchmarks.run [--threads N] [--rounds N]
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+
+from tqdm import tqdm
+
+from benchmarks import record
+from benchmarks.worker import Size
+
+#: The interpreter of the environment that benchmarks/environment makes.
+PEER = record.ROOT / ".venv-peers-bench" / "bin" / "python"
+STEPS_PER_BLOCK = 5
+#: Each program's interpreter and arguments, in the order of their turns.
+PROGRAMS = {
+    "companion": (sys.executable, "benchmarks.step"),
+    "torchgfn": (str(PEER), "benchmarks.peer_torchgfn"),
+    "torchgfn, kept": (str(PEER), "benchmarks.peer_torchgfn", "--keep"),
+    "bound": (sys.executable, "benchmarks.bound"),
+    "parts": (sys.executable, "benchmarks.parts"),
+    "growth": (sys.executable, "benchmarks.growth"),
+}
+
+
+class Program:
+    """A timed program, running in a process of its own, that waits for its turn."""
+
+    def __init__(self, name: str, interpreter: str, module: str, *arguments: str, threads: int = 1) -> None:
+        if not Path(interpreter).exists():
+            raise ValueError(f"{interpreter} is not there; expected an environment. Run make bench, which makes it.")
+        self.name, self.blocks = name, {}
+        options = ("--paced", "--threads", str(threads), "--steps", str(STEPS_PER_BLOCK))
+        self.process = subprocess.Popen(
+            [interpreter, "-m", module, *options, *arguments],
+            cwd=record.ROOT,
+            env=os.environ | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.about = self._read()
+
+    def turn(self) -> None:
+        """Let the program run one block, and keep what it measured."""
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        for name, value in self._read().items():
+            self.blocks.setdefault(name, []).append(float(f"{value:.5g}"))
+
+    def finish(self) -> dict:
+        """End the program, and return all that it said."""
+        self.process.stdin.close()
+        return self.about | self._read() | {"blocks": self.blocks}
+
+    def stop(self) -> None:
+        """End the process, whatever it is doing."""
+        self.process.kill()
+        self.process.wait()
+        self.process.stdin.close()
+        self.process.stdout.close()
+
+    def _read(self) -> dict:
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{self.name} ended with status {self.process.wait()}; see above for what it said.")
+        return json.loads(line)
+
+
+def measure(programs: Mapping[str, tuple[str, ...]], rounds: int, threads: int) -> dict[str, dict]:
+    """Let programs take turns for so many rounds, and return what each of them measured."""
+    with ExitStack() as stack:
+        started = []
+        for name, command in programs.items():
+            started.append(Program(name, *command, threads=threads))
+            stack.callback(started[-1].stop)
+        for _ in tqdm(range(rounds), desc="rounds"):
+            for program in started:
+                program.turn()
+        return {program.name: program.finish() for program in started}
+
+
+def main() -> None:
+    """Measure, and add the run to the record."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--threads", type=int, default=1, help="threads of each program (default: 1)")
+    parser.add_argument("--rounds", type=int, default=20, help="turns of each program (default: 20)")
+    options = parser.parse_args()
+    if options.rounds < 2 or options.threads < 1:
+        raise ValueError(
+            f"--rounds is {options.rounds} and --threads {options.threads}; expected 2 or more, and 1 or more. "
+            "Quartiles need two rounds."
+        )
+    about = {"threads": options.threads, "rounds": options.rounds, "steps_per_block": STEPS_PER_BLOCK}
+    # Before the programs start, which are a load themselves.
+    about |= {"size": asdict(Size()), "provenance": record.provenance()}
+    record.add(about | {"programs": measure(PROGRAMS, options.rounds, options.threads)})
+
+
+if __name__ == "__main__":
+    main()
