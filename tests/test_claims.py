@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -20,6 +21,7 @@ from companion.claims import (
     SLACK,
     Mutant,
     check_exact,
+    check_statistical,
     check_symbolic,
     check_witness,
     ledger,
@@ -184,6 +186,43 @@ def test_half_of_the_values_may_be_below_the_tolerance():
 def test_a_claim_that_something_vanishes_is_refused_a_tolerance_that_lets_anything_pass():
     with pytest.raises(ValueError, match="tolerance"):
         check_exact("P1", numbers(0.5), numbers(0.0), "far from zero", scale=1e15)
+
+
+# check_statistical.
+
+
+def test_a_statistical_check_prints_the_margin_and_no_digits_of_the_interval(capsys):
+    check_statistical("X2", -0.0123, 0.0042, "difference", within=(-0.02, 0.02), seeds=5)
+    check_statistical("X2", 0.31, 0.52, "distance", within=(0.2, math.inf), seeds=3)
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == "✓ X2 statistical: difference (5 seeds, interval above -0.02 and below 0.02)"
+    assert second == "✓ X2 statistical: distance (3 seeds, interval above 0.2)"
+
+
+@pytest.mark.parametrize("low, high", [(-0.021, 0.0), (0.0, 0.021), (-0.03, 0.03), (0.02, 0.02), (0.3, 0.4)])
+def test_an_interval_that_leaves_the_margin_fails(low, high):
+    """One end outside, both, on the very edge, or all of it."""
+    with pytest.raises(AssertionError, match="X2 fails"):
+        check_statistical("X2", low, high, "difference", within=(-0.02, 0.02), seeds=5)
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"claim": "K1"}, "no statistical evidence"),
+        ({"claim": "Q9"}, "no claim"),
+        ({"seeds": 1}, "two seeds"),
+        ({"low": 0.1, "high": 0.0}, "interval"),
+        ({"high": math.inf}, "interval"),
+        ({"low": math.nan}, "interval"),
+        ({"within": (-math.inf, math.inf)}, "margin"),
+        ({"within": (0.1, -0.1)}, "margin"),
+    ],
+)
+def test_a_statistical_check_that_could_not_fail_is_refused(changes, words):
+    given = {"claim": "X2", "low": 0.0, "high": 0.01, "within": (-0.02, 0.02), "seeds": 5, "what": "x"} | changes
+    with pytest.raises(ValueError, match=words):
+        check_statistical(**given)
 
 
 # check_witness and the size of terms.
