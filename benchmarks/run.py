@@ -28,10 +28,17 @@ STEPS_PER_BLOCK = 5
 PROGRAMS = {
     "companion": (sys.executable, "benchmarks.step"),
     "torchgfn": (str(PEER), "benchmarks.peer_torchgfn"),
+    "torchgfn, memory kept": (str(PEER), "benchmarks.peer_torchgfn"),
     "torchgfn, kept": (str(PEER), "benchmarks.peer_torchgfn", "--keep"),
     "bound": (sys.executable, "benchmarks.bound"),
     "parts": (sys.executable, "benchmarks.parts"),
     "growth": (sys.executable, "benchmarks.growth"),
+}
+
+#: What a program finds in its environment, beside the number of threads. These two tell glibc to hold on to memory that
+#: was freed, as companion.networks does by itself; a user of torchgfn could set them.
+ENVIRONMENTS = {
+    "torchgfn, memory kept": {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "4294967296"}
 }
 
 
@@ -46,7 +53,9 @@ class Program:
         self.process = subprocess.Popen(
             [interpreter, "-m", module, *options, *arguments],
             cwd=record.ROOT,
-            env=os.environ | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)},
+            env=os.environ
+            | {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+            | ENVIRONMENTS.get(name, {}),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

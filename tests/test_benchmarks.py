@@ -247,7 +247,9 @@ def test_the_page_has_a_value_for_every_name_and_a_name_for_every_measured_numbe
 
 def test_the_page_says_what_the_blocks_say():
     ours, theirs = [0.1, 0.1, 0.1], [0.5, 0.4, 0.2]
-    table = page.comparison(made_run(companion=ours, torchgfn=theirs, **{"torchgfn, kept": theirs}))
+    table = page.comparison(
+        made_run(companion=ours, torchgfn=theirs, **{"torchgfn, kept": theirs, "torchgfn, memory kept": theirs})
+    )
     assert "| this package | 100 (100 to 100) |  |" in table
     assert "| torchgfn, as its example trains | 400 (300 to 450) | 0.250 (0.225 to 0.375) |" in table
 
