@@ -17,7 +17,7 @@ from companion.training import Settings
 
 #: The weight that was published, 0.01, is among the runs of twenty_five_modes.py.
 WEIGHTS = (0.2, 0.5, 1.0, 2.0)
-SEEDS = range(3)
+SEEDS = range(5)
 ITERATIONS = 700
 #: How the start at the predicted optimum is trained: on the log of its own tilt, half of the paths replayed.
 AT_OPTIMUM = Settings("vargrad", iterations=400, replayed=0.5, decay_from=100)
