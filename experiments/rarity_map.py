@@ -22,7 +22,7 @@ RARITIES = (0.6, 0.3, 0.1, 0.03, 0.01, 0.003)
 #: Standard deviation added to each step at the start; it is held for a tenth of the run and gone at nine tenths. A step
 #: of the sampler itself has a standard deviation of 0.5.
 NOISES = (0.0, 0.2, 0.4, 0.8, 1.6)
-SEEDS = range(3)
+SEEDS = range(5)
 #: Share of the target on the six other modes: log r there is about -9, and finite everywhere.
 FLOOR = 1e-4
 KEPT = ((-5.0, 0.0), (5.0, 5.0), (0.0, -5.0))
