@@ -34,8 +34,9 @@ TASKS = [
     for start, iterations in (("prior", ITERATIONS), ("optimum", ITERATIONS // 2))
 ]
 
-#: The runs above keep a constant rate, and the noise of this loss does not die at its optimum. Added when their leak at
-#: w = 1 was found above the prediction by more than the margin, with the same margins: from the prior, the rate falling.
+#: The runs above keep a constant rate, and the noise of this loss does not die at its optimum. Added, with the same
+#: margins, when their leak at w = 1 was found above the prediction by more than the margin: from the prior, the rate
+#: falling.
 TASKS += [
     {
         "name": f"falling-{weight:g}-{seed}",
