@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from companion import reinforce, rtb, trust_pcl
 from companion.samplers import Batch, Sampler
