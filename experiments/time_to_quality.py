@@ -8,10 +8,11 @@ Batches are small, the rate falls early, and the last quarter is on-policy. Chap
 from dataclasses import asdict
 
 from common import main
-from twenty_five_modes import run
+from twenty_five_modes import run, start
 
 from companion.training import Settings
 
+__all__ = ["TASKS", "run", "start"]
 SETTINGS = Settings(
     "rtb",
     iterations=4400,
