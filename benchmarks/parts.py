@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.step import sampler, settings
 from benchmarks.worker import EXPLORATION, Block, Size, parser, serve, wait
-from companion.diffusion import log_prob, step_log_prob, traced_rollout
+from companion.samplers.diffusion import log_prob, step_log_prob, traced_rollout
 from companion.samplers import Batch
 from companion.training import Objective
 

@@ -36,7 +36,7 @@ PROGRAMS = {
 }
 
 #: What a program finds in its environment, beside the number of threads. These two tell glibc to hold on to memory that
-#: was freed, as companion.networks does by itself; a user of torchgfn could set them.
+#: was freed, as companion.samplers.networks does by itself; a user of torchgfn could set them.
 ENVIRONMENTS = {
     "torchgfn, memory kept": {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "4294967296"}
 }

@@ -18,8 +18,8 @@ from benchmarks.worker import (
     seconds_per_step,
     serve,
 )
-from companion.diffusion import Process
-from companion.networks import DriftNetwork
+from companion.samplers.diffusion import Process
+from companion.samplers.networks import DriftNetwork
 from companion.samplers import DiffusionSampler
 from companion.targets import GaussianMixture, Tilt, twenty_five_to_nine
 from companion.training import Settings, fine_tune

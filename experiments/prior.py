@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 from common import Outcome, generator, main
 
-from companion import diffusion, metrics, networks, targets, training
+from companion import metrics, targets, training
+from companion.samplers import diffusion, networks
 
 TASKS = [
     {"name": "prior", "seed": 0, "iterations": 10_000, "batch": 500, "rate": 1e-3, "decay_from": 5_000, "steps": 100}

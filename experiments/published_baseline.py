@@ -12,7 +12,8 @@ import torch
 from common import Outcome, generator, main
 from twenty_five_modes import FINAL_POINTS, POINTS, STORED_PATHS, load_prior, mode_measures, of_modes
 
-from companion import diffusion, metrics, samplers, targets, training
+from companion import metrics, samplers, targets, training
+from companion.samplers import diffusion
 from companion.training import Settings
 
 #: The weight that was published, 0.01, is among the runs of twenty_five_modes.py.

@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 from common import Outcome, generator, main
 
-from companion import diffusion, metrics, networks, samplers, targets, training
+from companion import metrics, samplers, targets, training
+from companion.samplers import diffusion, networks
 from companion.training import Settings
 
 STEPS, WIDTH, BATCH, ITERATIONS = 20, 32, 250, 600

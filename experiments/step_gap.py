@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 from common import Outcome, generator, main
 
-from companion import diffusion, metrics, targets
+from companion import metrics, targets
+from companion.samplers import diffusion
 
 STEPS = (12, 25, 50, 100, 200, 400)
 SEEDS = range(5)

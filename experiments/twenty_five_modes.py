@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 from common import RESULTS, Outcome, generator, main
 
-from companion import diffusion, metrics, networks, samplers, targets, training
+from companion import metrics, samplers, targets, training
+from companion.samplers import diffusion, networks
 from companion.training import Settings
 
 #: The published exploration: a standard deviation of 0.5 a step to iteration 500, falling to none at 4,500.

@@ -6,7 +6,8 @@ import pytest
 import torch
 from helpers import tensor
 
-from companion import diffusion, metrics, networks, targets
+from companion import metrics, targets
+from companion.samplers import diffusion, networks
 
 PROCESS = diffusion.Process(steps=4, variance=2.0, dim=2)
 

@@ -13,7 +13,8 @@ import pytest
 import torch
 from helpers import generator
 
-from companion import diffusion, targets, training
+from companion import targets, training
+from companion.samplers import diffusion
 
 ROOT = Path(__file__).parents[1]
 TASK = {"name": "one", "seed": 3, "rates": (0.1, 0.2), "clip": None}

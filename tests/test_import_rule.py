@@ -17,9 +17,9 @@ ALLOWED = {"torch", "typing", "companion.validation"}
 #: A module imports none of a higher rank; those of one rank may build on one another, in one direction.
 RANKS = [
     {"companion", "companion.validation"},
-    {"companion.rtb", "companion.trust_pcl", "companion.reinforce", "companion.lockstep"},
-    {"companion.mdp", "companion.diffusion", "companion.networks", "companion.autoregressive", "companion.targets"},
-    {"companion.metrics", "companion.samplers", "companion.training", "companion.comparison", "companion.results"},
+    {"companion.rtb", "companion.trust_pcl", "companion.reinforce", "companion.optimisers"},
+    {"companion.mdp", "companion.samplers.diffusion", "companion.samplers.networks", "companion.autoregressive", "companion.targets"},
+    {"companion.metrics", "companion.samplers", "companion.training", "companion.statistics", "companion.records"},
 ]
 OBJECTIVES = sorted(RANKS[1])
 ASIDE = ("companion.claims", "companion.symbolic", "companion.plotting")

@@ -13,7 +13,7 @@ import torch
 from helpers import PROPERTY, assert_agree, batches, generator, random_policy, tensor
 from hypothesis import given
 
-from companion import lockstep, mdp, rtb, trust_pcl
+from companion import mdp, optimisers, rtb, trust_pcl
 
 #: The last sentence of a refusal begins with one of these.
 INSTRUCTION = r"\. (Pass|Choose|Leave)\b"
@@ -31,7 +31,7 @@ def test_gradient_descent_divides_its_rate_by_the_gradient_and_multiplies_it_by_
     """c = 4, u = 1/2."""
     settings = {"lr": 0.5, "momentum": 0.875, "dampening": 0.25, "weight_decay": 0.125, "nesterov": False}
     # lr u / c = 0.5 * 0.5 / 4 = 1/16;   weight_decay c / u = 0.125 * 4 / 0.5 = 1
-    found = lockstep.rescale("SGD", settings, gradient=4.0, parameter=0.5)
+    found = optimisers.rescale("SGD", settings, gradient=4.0, parameter=0.5)
     assert found == settings | {"lr": 0.0625, "weight_decay": 1.0}
 
 
@@ -39,25 +39,25 @@ def test_adam_multiplies_its_rate_by_the_parameter_and_its_eps_by_the_gradient()
     """c = 4, u = 1/2."""
     settings = {"lr": 0.5, "betas": (0.5, 0.75), "eps": 0.25, "weight_decay": 0.125, "amsgrad": True}
     # lr u = 1/4;   eps c = 1;   weight_decay c / u = 1, for it is added to the gradient
-    found = lockstep.rescale("Adam", settings, gradient=4.0, parameter=0.5)
+    found = optimisers.rescale("Adam", settings, gradient=4.0, parameter=0.5)
     assert found == settings | {"lr": 0.25, "eps": 1.0, "weight_decay": 1.0}
 
 
 def test_the_decay_of_adamw_never_meets_the_gradient():
     """c = 4, u = 1/2."""
     # lr u = 1/4;   eps c = 1;   weight_decay / u = 1/4, so that lr weight_decay stays 1/16
-    found = lockstep.rescale("AdamW", {"lr": 0.5, "eps": 0.25, "weight_decay": 0.125}, gradient=4.0, parameter=0.5)
+    found = optimisers.rescale("AdamW", {"lr": 0.5, "eps": 0.25, "weight_decay": 0.125}, gradient=4.0, parameter=0.5)
     assert found == {"lr": 0.25, "eps": 1.0, "weight_decay": 0.25}
 
 
 def test_a_factor_on_the_parameter_is_one_unless_given():
     """c = 4, for each optimiser."""
     settings = {"lr": 0.5, "weight_decay": 0.125}
-    assert lockstep.rescale("SGD", settings, gradient=4.0) == {"lr": 0.125, "weight_decay": 0.5}
+    assert optimisers.rescale("SGD", settings, gradient=4.0) == {"lr": 0.125, "weight_decay": 0.5}
     adam = {"lr": 0.5, "weight_decay": 0.5, "eps": 4 * default("Adam", "eps")}
-    assert lockstep.rescale("Adam", settings, gradient=4.0) == adam
+    assert optimisers.rescale("Adam", settings, gradient=4.0) == adam
     adamw = {"lr": 0.5, "weight_decay": 0.125, "eps": 4 * default("AdamW", "eps")}
-    assert lockstep.rescale("AdamW", settings, gradient=4.0) == adamw
+    assert optimisers.rescale("AdamW", settings, gradient=4.0) == adamw
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_a_factor_on_the_parameter_is_one_unless_given():
 )
 def test_defaults_are_filled_in_where_they_change(optimiser, expected):
     """torch's: a rate of 1e-3, eps 1e-8, and for AdamW a decay of 0.01. c = 4, u = 1/2."""
-    assert lockstep.rescale(optimiser, {}, gradient=4.0, parameter=0.5) == expected
+    assert optimisers.rescale(optimiser, {}, gradient=4.0, parameter=0.5) == expected
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_defaults_are_filled_in_where_they_change(optimiser, expected):
 def test_all_else_is_passed_through_and_the_settings_given_are_left_alone(optimiser, settings):
     """The result is a new dictionary, which the optimiser takes."""
     before = dict(settings)
-    found = lockstep.rescale(optimiser, settings, gradient=0.3, parameter=7.0)
+    found = optimisers.rescale(optimiser, settings, gradient=0.3, parameter=7.0)
     assert settings == before and found is not settings
     unchanged = set(settings) - {"lr"}
     assert {name: found[name] for name in unchanged} == {name: settings[name] for name in unchanged}
@@ -101,7 +101,7 @@ GIVEN = {
 @pytest.mark.parametrize("optimiser", GIVEN)
 def test_factors_of_one_change_nothing(optimiser):
     """Exactly."""
-    assert lockstep.rescale(optimiser, GIVEN[optimiser], gradient=1.0, parameter=1.0) == GIVEN[optimiser]
+    assert optimisers.rescale(optimiser, GIVEN[optimiser], gradient=1.0, parameter=1.0) == GIVEN[optimiser]
 
 
 @pytest.mark.parametrize("optimiser", GIVEN)
@@ -111,9 +111,9 @@ def test_factors_of_one_change_nothing(optimiser):
 def test_rescaling_twice_is_rescaling_by_the_products(optimiser, first, second):
     """To rounding of each number; the defaults filled in the first time are rescaled the second."""
     for settings in (GIVEN[optimiser], {}):
-        once = lockstep.rescale(optimiser, settings, gradient=first[0] * second[0], parameter=first[1] * second[1])
-        twice = lockstep.rescale(optimiser, settings, gradient=first[0], parameter=first[1])
-        twice = lockstep.rescale(optimiser, twice, gradient=second[0], parameter=second[1])
+        once = optimisers.rescale(optimiser, settings, gradient=first[0] * second[0], parameter=first[1] * second[1])
+        twice = optimisers.rescale(optimiser, settings, gradient=first[0], parameter=first[1])
+        twice = optimisers.rescale(optimiser, twice, gradient=second[0], parameter=second[1])
         assert set(once) == set(twice)
         for name in ("lr", "eps", "weight_decay"):
             if name in once:
@@ -135,8 +135,8 @@ def refuses(call, *words: str) -> None:
 @pytest.mark.parametrize("bad", ["sgd", "RMSprop", "", None, torch.optim.SGD, ["SGD"]])
 def test_an_unknown_optimiser_is_refused(bad):
     """The message lists those that are known."""
-    refuses(lambda: lockstep.rescale(bad, {}, gradient=2.0), f"optimiser is {bad!r}", "SGD", "Adam", "AdamW", "Choose")
-    refuses(lambda: lockstep.trust_pcl_settings(bad, {}, {}, alpha=2.0), f"optimiser is {bad!r}", "Choose")
+    refuses(lambda: optimisers.rescale(bad, {}, gradient=2.0), f"optimiser is {bad!r}", "SGD", "Adam", "AdamW", "Choose")
+    refuses(lambda: optimisers.trust_pcl_settings(bad, {}, {}, alpha=2.0), f"optimiser is {bad!r}", "Choose")
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_an_unknown_optimiser_is_refused(bad):
 def test_an_unknown_setting_is_refused(optimiser, settings, unknown):
     """A misspelt one, or one of another optimiser."""
     words = f"settings holds {unknown}", f"torch.optim.{optimiser}", "Leave these out"
-    refuses(lambda: lockstep.rescale(optimiser, settings, gradient=2.0), *words)
+    refuses(lambda: optimisers.rescale(optimiser, settings, gradient=2.0), *words)
 
 
 NOT_POSITIVE = [0, 0.0, -1.0, math.nan, math.inf, None, True, "1", tensor(2.0)]
@@ -160,9 +160,9 @@ NOT_POSITIVE = [0, 0.0, -1.0, math.nan, math.inf, None, True, "1", tensor(2.0)]
 @pytest.mark.parametrize("bad", NOT_POSITIVE)
 def test_a_factor_that_is_no_positive_number_is_refused(bad):
     """Zero, negative, NaN, infinite, a truth value, a tensor."""
-    refuses(lambda: lockstep.rescale("SGD", {}, gradient=bad), f"gradient is {bad!r}", "> 0", "Pass")
-    refuses(lambda: lockstep.rescale("SGD", {}, gradient=1.0, parameter=bad), f"parameter is {bad!r}", "> 0", "Pass")
-    refuses(lambda: lockstep.trust_pcl_settings("SGD", {}, {}, alpha=bad), f"alpha is {bad!r}", "> 0", "Pass")
+    refuses(lambda: optimisers.rescale("SGD", {}, gradient=bad), f"gradient is {bad!r}", "> 0", "Pass")
+    refuses(lambda: optimisers.rescale("SGD", {}, gradient=1.0, parameter=bad), f"parameter is {bad!r}", "> 0", "Pass")
+    refuses(lambda: optimisers.trust_pcl_settings("SGD", {}, {}, alpha=bad), f"alpha is {bad!r}", "> 0", "Pass")
 
 
 @pytest.mark.parametrize(
@@ -172,8 +172,8 @@ def test_a_factor_that_is_no_positive_number_is_refused(bad):
 @pytest.mark.parametrize("bad", [-1e-9, math.nan, math.inf, None, True, "0.1", tensor(0.1)])
 def test_a_setting_that_is_rescaled_and_is_no_finite_number_is_refused(optimiser, name, bad):
     """A learning rate that is a tensor among them; zero is accepted, as torch accepts it."""
-    refuses(lambda: lockstep.rescale(optimiser, {name: bad}, gradient=2.0), f"{name} is {bad!r}", ">= 0", "no tensor")
-    assert lockstep.rescale(optimiser, {name: 0.0}, gradient=2.0)[name] == 0.0
+    refuses(lambda: optimisers.rescale(optimiser, {name: bad}, gradient=2.0), f"{name} is {bad!r}", ">= 0", "no tensor")
+    assert optimisers.rescale(optimiser, {name: 0.0}, gradient=2.0)[name] == 0.0
 
 
 # torch's own optimisers, fed random gradients by hand.
@@ -223,7 +223,7 @@ def test_rescaled_settings_take_the_same_steps_on_a_rescaled_problem(run, c, u):
     optimiser, settings = RUNS[run]
     start, gradients = given_gradients(1)
     ours = trail(optimiser, settings, start, gradients)
-    rescaled = lockstep.rescale(optimiser, settings, gradient=c, parameter=u)
+    rescaled = optimisers.rescale(optimiser, settings, gradient=c, parameter=u)
     theirs = trail(optimiser, rescaled, u * start, c * gradients)
     assert_agree(theirs / u, ours, ours.abs().max(), roundings=RUN)
 
@@ -249,7 +249,7 @@ def test_one_setting_left_as_it_was_parts_the_runs(run, left):
     optimiser, settings = RUNS[run]
     start, gradients = given_gradients(2)
     ours = trail(optimiser, settings, start, gradients)
-    rescaled = lockstep.rescale(optimiser, settings, gradient=9.0, parameter=0.25)
+    rescaled = optimisers.rescale(optimiser, settings, gradient=9.0, parameter=0.25)
     theirs = trail(optimiser, rescaled | {left: settings[left]}, 0.25 * start, 9 * gradients)
     assert (theirs / 0.25 - ours).abs().max() > 0.01 * ours.abs().max()
 
@@ -261,7 +261,7 @@ def test_one_setting_left_as_it_was_parts_the_runs(run, left):
 def test_trust_pcl_settings_follow_the_rules_for_gradient_descent():
     """alpha = 1/4: the policy's rate over alpha^2, the same rate for V; all numbers exact."""
     policy = {"lr": 0.5, "momentum": 0.875, "weight_decay": 0.5}
-    found = lockstep.trust_pcl_settings("SGD", policy, {"lr": 0.25, "momentum": 0.5, "weight_decay": 3.0}, alpha=0.25)
+    found = optimisers.trust_pcl_settings("SGD", policy, {"lr": 0.25, "momentum": 0.5, "weight_decay": 3.0}, alpha=0.25)
     # an L2 penalty scales like the loss: alpha^2 for the policy; alpha^2 / alpha^2 for V = alpha log Z
     assert found[0] == {"lr": 0.5 * 16, "momentum": 0.875, "weight_decay": 0.5 / 16}
     assert found[1] == {"lr": 0.25, "momentum": 0.5, "weight_decay": 3.0}
@@ -271,7 +271,7 @@ def test_trust_pcl_settings_follow_the_rules_for_gradient_descent():
 def test_trust_pcl_settings_follow_the_rules_for_adam():
     """alpha = 1/4: the same rate for the policy, alpha times it for V; eps times alpha^2 and alpha."""
     policy, log_z = {"lr": 0.5, "eps": 0.5, "weight_decay": 1.0}, {"lr": 8.0, "eps": 0.5, "weight_decay": 1.0}
-    found = lockstep.trust_pcl_settings("Adam", policy, log_z, alpha=0.25)
+    found = optimisers.trust_pcl_settings("Adam", policy, log_z, alpha=0.25)
     assert found[0] == {"lr": 0.5, "eps": 0.5 / 16, "weight_decay": 1.0 / 16}
     assert found[1] == {"lr": 2.0, "eps": 0.5 / 4, "weight_decay": 1.0}
 
@@ -280,7 +280,7 @@ def test_trust_pcl_settings_follow_the_rules_for_adam():
 def test_trust_pcl_settings_leave_the_decay_of_adamw_to_the_policy_as_it_is():
     """alpha = 1/4: lr weight_decay, by which parameters shrink, is what it was, for V as for log Z."""
     settings = {"lr": 8.0, "eps": 0.5, "weight_decay": 0.125}
-    found = lockstep.trust_pcl_settings("AdamW", settings, settings, alpha=0.25)
+    found = optimisers.trust_pcl_settings("AdamW", settings, settings, alpha=0.25)
     assert found[0] == {"lr": 8.0, "eps": 0.5 / 16, "weight_decay": 0.125}
     assert found[1] == {"lr": 2.0, "eps": 0.5 / 4, "weight_decay": 0.5}
 
@@ -375,7 +375,7 @@ def test_rtb_and_trust_pcl_stay_together_over_a_whole_run(run, alpha):
     """300 steps off-policy; and V's rate over alpha^2, like the policy's, parts them."""
     optimiser, settings = TRAINED[run]
     ours = rtb_run(optimiser, settings, alpha, 300)
-    policy, value = lockstep.trust_pcl_settings(optimiser, *settings, alpha=alpha)
+    policy, value = optimisers.trust_pcl_settings(optimiser, *settings, alpha=alpha)
     assert_together(ours, trust_pcl_run(optimiser, (policy, value), alpha, 300))
     wrong = value | {"lr": settings[1]["lr"] / alpha**2}
     assert apart(ours, trust_pcl_run(optimiser, (policy, wrong), alpha, 300)) > 0.01
@@ -395,7 +395,7 @@ def test_weight_decay_scaled_like_the_loss_keeps_the_runs_together(run):
     """200 steps at alpha = 0.3; the policy's penalty left as it was parts them, AdamW's scaled like the loss too."""
     optimiser, settings = DECAYED[run]
     ours = rtb_run(optimiser, settings, 0.3, 200)
-    policy, value = lockstep.trust_pcl_settings(optimiser, *settings, alpha=0.3)
+    policy, value = optimisers.trust_pcl_settings(optimiser, *settings, alpha=0.3)
     assert_together(ours, trust_pcl_run(optimiser, (policy, value), 0.3, 200))
     wrong = settings[0]["weight_decay"] * (0.09 if optimiser == "AdamW" else 1.0)
     theirs = trust_pcl_run(optimiser, (policy | {"weight_decay": wrong}, value), 0.3, 200)
@@ -408,7 +408,7 @@ def test_clipping_each_group_by_its_own_threshold_keeps_the_runs_together(run, a
     """200 steps; thresholds alpha^2 and alpha times those of RTB, low enough to matter."""
     optimiser, settings = TRAINED[run]
     ours = rtb_run(optimiser, settings, alpha, 200, by_group((0.3, 0.2)))
-    theirs = lockstep.trust_pcl_settings(optimiser, *settings, alpha=alpha)
+    theirs = optimisers.trust_pcl_settings(optimiser, *settings, alpha=alpha)
     clip = by_group((alpha**2 * 0.3, alpha * 0.2))
     assert_together(ours, trust_pcl_run(optimiser, theirs, alpha, 200, clip))
     assert apart(ours, rtb_run(optimiser, settings, alpha, 200)) > 0.01
@@ -420,7 +420,7 @@ def test_clipping_by_the_joint_norm_parts_the_runs(run):
     """alpha = 0.3, whether the threshold is multiplied by 1, alpha or alpha^2."""
     optimiser, settings = TRAINED[run]
     ours = rtb_run(optimiser, settings, 0.3, 200, jointly(0.3))
-    theirs = lockstep.trust_pcl_settings(optimiser, *settings, alpha=0.3)
+    theirs = optimisers.trust_pcl_settings(optimiser, *settings, alpha=0.3)
     for factor in (1.0, 0.3, 0.09):
         assert apart(ours, trust_pcl_run(optimiser, theirs, 0.3, 200, jointly(factor * 0.3))) > 0.01
 
@@ -429,7 +429,7 @@ def test_clipping_by_the_joint_norm_parts_the_runs(run):
 def test_clipping_with_torch_keeps_the_runs_together_up_to_what_it_adds_to_the_norm():
     """``clip_grad_norm_`` divides by the norm plus 1e-6, in any unit: near 1e-6/alpha^2 of a step, not rounding."""
     optimiser, settings = TRAINED["descent"]
-    theirs = lockstep.trust_pcl_settings(optimiser, *settings, alpha=0.3)
+    theirs = optimisers.trust_pcl_settings(optimiser, *settings, alpha=0.3)
 
     def with_torch(thresholds):
         def clip(*gradients):
@@ -521,7 +521,7 @@ def test_both_residuals_are_within_a_few_eps_of_exact_arithmetic(b):
 def test_adam_with_decoupled_decay_is_rescaled_like_adamw():
     """torch's Adam takes a flag for it: its decay is divided by u, and does not meet c."""
     settings = {"lr": 0.5, "weight_decay": 0.25, "decoupled_weight_decay": True}
-    assert lockstep.rescale("Adam", settings, gradient=4.0, parameter=0.5) == {
+    assert optimisers.rescale("Adam", settings, gradient=4.0, parameter=0.5) == {
         "lr": 0.25,
         "eps": 4e-8,
         "weight_decay": 0.5,
@@ -532,15 +532,15 @@ def test_adam_with_decoupled_decay_is_rescaled_like_adamw():
 @pytest.mark.parametrize("bad", [None, 0.1, ["lr"]])
 def test_settings_that_are_no_mapping_are_refused(bad):
     with pytest.raises(ValueError, match="expected a mapping"):
-        lockstep.rescale("SGD", bad, gradient=2.0)
+        optimisers.rescale("SGD", bad, gradient=2.0)
 
 
 def test_a_rate_that_overflows_is_refused():
     with pytest.raises(ValueError, match=r"lr=1e\+200 becomes inf"):
-        lockstep.rescale("SGD", {"lr": 1e200}, gradient=1e-200)
+        optimisers.rescale("SGD", {"lr": 1e200}, gradient=1e-200)
     with pytest.raises(ValueError, match="eps=1e-08 becomes 0.0"):
-        lockstep.rescale("Adam", {}, gradient=1e-320)
+        optimisers.rescale("Adam", {}, gradient=1e-320)
     for alpha in (1e200, 1e-200):
         with pytest.raises(ValueError, match="alpha squared is"):
-            lockstep.trust_pcl_settings("SGD", {"lr": 0.1}, {"lr": 0.1}, alpha=alpha)
-    assert lockstep.trust_pcl_settings("SGD", {"lr": 1.0}, {"lr": 1.0}, alpha=2**40)[0]["lr"] == 2.0**-80
+            optimisers.trust_pcl_settings("SGD", {"lr": 0.1}, {"lr": 0.1}, alpha=alpha)
+    assert optimisers.trust_pcl_settings("SGD", {"lr": 1.0}, {"lr": 1.0}, alpha=2**40)[0]["lr"] == 2.0**-80

@@ -11,7 +11,7 @@ import torch
 from helpers import generator
 from torch import Tensor
 
-from companion import diffusion, networks
+from companion.samplers import diffusion, networks
 
 #: Steps, paths, rows of a block, width, dimension. A block holds the rows' whole number of steps, and one at least.
 SIZES = [
@@ -239,7 +239,7 @@ def test_a_later_pass_leaves_earlier_results_alone():
         results += [diffusion.traced_rollout(PROCESS, network, 3, generator(3), dtype=torch.float64)[1]]
     moves = network(states, times)
     moves.sum().backward()
-    results.append(moves.detach())
+    records.append(moves.detach())
     before = [result.clone() for result in results]
     network(others, times).sum().backward()
     with torch.no_grad():
@@ -418,7 +418,7 @@ def test_bad_input_is_refused(call, words):
     assert words in str(refusal.value)
 
 
-# The drifts of a rollout, and what becomes of them: companion.diffusion's traced_rollout and step_log_prob.
+# The drifts of a rollout, and what becomes of them: companion.samplers.diffusion's traced_rollout and step_log_prob.
 
 
 def linear(states, times):

@@ -8,30 +8,30 @@ import numpy as np
 import pytest
 import torch
 
-from companion import plotting_samples
+from companion import plotting
 
 MODES = torch.tensor([[0.0, 0.0], [5.0, 5.0]])
 CLOUD = torch.randn(20, 2, generator=torch.Generator().manual_seed(0))
 
 
 def clouds():
-    return plotting_samples.clouds({"prior": CLOUD, "target": CLOUD + 1, "RTB": -CLOUD, "other": CLOUD}, modes=MODES)
+    return plotting.clouds({"prior": CLOUD, "target": CLOUD + 1, "RTB": -CLOUD, "other": CLOUD}, modes=MODES)
 
 
 def weights():
     runs = {"RTB": [[0.2, 0.8], [0.4, 0.6]], "REINFORCE": [[0.3, 0.7], [0.3, 0.7]]}
-    return plotting_samples.weights_with_intervals(["a", "b"], [0.25, 0.75], runs)
+    return plotting.weights_with_intervals(["a", "b"], [0.25, 0.75], runs)
 
 
 def bands():
     runs = {"RTB": ([0, 1, 2], [[1.0, 0.5, 0.2], [1.0, 0.3, 0.1]])}
-    return plotting_samples.bands(runs, xlabel="iteration", ylabel="distance", log_y=True, level=0.05)
+    return plotting.bands(runs, xlabel="iteration", ylabel="distance", log_y=True, level=0.05)
 
 
 def cells():
     values = np.array([[0.0, 0.5], [0.25, 0.66]])
     names = {"rows": ["r1", "r2"], "columns": ["c1", "c2"], "xlabel": "x", "ylabel": "y", "title": "map"}
-    return plotting_samples.cells(values, top=2 / 3, **names)
+    return plotting.cells(values, top=2 / 3, **names)
 
 
 @pytest.mark.parametrize("figure", [clouds, weights, bands, cells])
@@ -72,9 +72,9 @@ def test_a_map_writes_its_values_into_its_cells():
 
 def test_the_slider_holds_the_paths_and_asks_nothing_of_the_network():
     paths = torch.arange(24.0).view(2, 4, 3)[..., :2].contiguous() / 7
-    page = plotting_samples.path_slider({"RTB": paths}, steps=[0, 3], modes=MODES, about="Two paths.")
+    page = plotting.path_slider({"RTB": paths}, steps=[0, 3], modes=MODES, about="Two paths.")
     html = page._repr_html_()
     (data,) = re.findall(r"data = (\[.*?\]), steps", html)
     assert np.allclose(json.loads(data), [[paths[:, k].numpy().round(1).tolist() for k in (0, 3)]], atol=0.051)
     assert 'aria-label="Two paths."' in html and 'max="1"' in html and "http" not in html
-    assert repr(page) == repr(plotting_samples.Page(""))
+    assert repr(page) == repr(plotting.Page(""))

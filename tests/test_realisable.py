@@ -12,7 +12,8 @@ import pytest
 import torch
 from helpers import assert_agree, generator, tensor
 
-from companion import diffusion, mdp, metrics, rtb, targets
+from companion import mdp, metrics, rtb, targets
+from companion.samplers import diffusion
 
 ROOT = Path(__file__).parents[1]
 

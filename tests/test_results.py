@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from companion import comparison, metrics, results, targets, training
+from companion import metrics, records, statistics, targets, training
 
 ROOT = Path(__file__).parents[1]
 STORE = ROOT / "results"
@@ -37,14 +37,14 @@ def each_study(*names):
 @each_study()
 def test_every_task_has_its_result_and_every_result_its_task(study):
     """A task that was changed, or added, must be run; a result that no task asks for is left over."""
-    stored = {run.configuration["name"]: run.configuration for run in results.load(study.__name__, where=STORE)}
+    stored = {run.configuration["name"]: run.configuration for run in records.load(study.__name__, where=STORE)}
     assert stored == {task["name"]: json.loads(json.dumps(task)) for task in study.TASKS}
 
 
 @pytest.mark.parametrize("name", STUDIES)
 def test_results_say_where_they_come_from(name):
     """The commit, the versions, the duration; and every number is a number."""
-    for run in results.load(name, where=STORE):
+    for run in records.load(name, where=STORE):
         assert run.study == name and run.path.stem == run.configuration["name"]
         assert re.fullmatch("[0-9a-f]{40}", run.provenance["commit"])
         assert {"started", "python", "torch", "numpy", "seconds", "processor_seconds"} <= set(run.provenance)
@@ -66,7 +66,7 @@ def test_todays_code_makes_the_first_iterations_of_a_stored_run(study, record_pr
     record_property("draw", seed)
     stored = [
         run
-        for run in results.load(study.__name__, where=STORE)
+        for run in records.load(study.__name__, where=STORE)
         if len(run.steps) and run.configuration.get("start") != "optimum"
     ]
     run = random.Random(seed).choice(stored)
@@ -82,7 +82,7 @@ def test_todays_code_makes_the_first_iterations_of_a_stored_run(study, record_pr
 @each_study("prior")
 def test_the_prior_begins_as_it_was_stored(study):
     """Its first losses, again."""
-    (run,) = results.load("prior", where=STORE)
+    (run,) = records.load("prior", where=STORE)
     history = study.train(dict(run.configuration), None, stop_after=AGAIN)[1]
     np.testing.assert_allclose(history.steps["loss"], run.steps["loss"][:AGAIN], rtol=5e-3)
 
@@ -90,7 +90,7 @@ def test_the_prior_begins_as_it_was_stored(study):
 @each_study("step_gap")
 def test_a_measure_of_the_gap_is_made_again(study):
     """The shortest task, whole."""
-    run = min(results.load("step_gap", where=STORE), key=lambda run: run.configuration["steps"])
+    run = min(records.load("step_gap", where=STORE), key=lambda run: run.configuration["steps"])
     again = study.run(dict(run.configuration), None).measures
     for name, value in again.items():
         assert value == pytest.approx(run.measures[name], rel=1e-3, abs=1e-3)
@@ -104,7 +104,7 @@ def test_stored_measures_are_those_of_the_stored_mode_weights():
     tilt = targets.twenty_five_to_nine()
     wanted = torch.tensor([kept.get(tuple(map(int, mean)), 0) / 61 for mean in tilt.prior.means.tolist()])
     assert torch.allclose(targets.weights_on(tilt.prior, tilt.posterior), wanted)
-    for run in results.load("twenty_five_modes", where=STORE):
+    for run in records.load("twenty_five_modes", where=STORE):
         found = torch.tensor(run.measures["mode_weights"])
         assert float(metrics.total_variation(found, wanted)) == pytest.approx(run.measures["total_variation"], abs=1e-5)
         assert float((found - wanted).abs().sum() / 2) == pytest.approx(run.measures["total_variation"], abs=1e-5)
@@ -115,15 +115,15 @@ def test_stored_measures_are_those_of_the_stored_mode_weights():
 def test_the_methods_are_comparable_or_not_as_the_chapter_says():
     """Two one-sided tests on total variation, at the margin that was committed before the runs."""
     fixed = json.loads((ROOT / "experiments" / "margins.json").read_text())
-    runs = results.by(results.load("twenty_five_modes", where=STORE), "method")
+    runs = records.by(records.load("twenty_five_modes", where=STORE), "method")
     margin = fixed["margins"]["total_variation"]
-    reference = results.measure(runs["rtb"], "total_variation")
+    reference = records.measure(runs["rtb"], "total_variation")
     assert len(reference) == 5
     for method in ("vargrad", "trust-pcl", "reinforce-off-policy"):
-        found = comparison.equivalence(results.measure(runs[method], "total_variation"), reference, margin=margin)
+        found = statistics.equivalence(records.measure(runs[method], "total_variation"), reference, margin=margin)
         assert found.equivalent, method
     for method in ("reinforce-on-policy", "guidance", "published-baseline"):
-        found = comparison.equivalence(results.measure(runs[method], "total_variation"), reference, margin=10 * margin)
+        found = statistics.equivalence(records.measure(runs[method], "total_variation"), reference, margin=10 * margin)
         assert found.different, method
 
 
@@ -131,7 +131,7 @@ def test_the_methods_are_comparable_or_not_as_the_chapter_says():
 def test_exploration_pays_where_the_chapter_says():
     """The three statements of the map, at the margins that were committed before its runs."""
     fixed = json.loads((ROOT / "experiments" / "margins.json").read_text())["rarity_map"]
-    runs = results.load("rarity_map", where=STORE)
+    runs = records.load("rarity_map", where=STORE)
 
     def cell(rarity, noise):
         at = lambda run: (run.configuration["rarity"], run.configuration["settings"]["exploration"])  # noqa: E731
@@ -140,9 +140,9 @@ def test_exploration_pays_where_the_chapter_says():
         return [float((weights - wanted).abs().sum() / 2) for weights in found]
 
     for rarity in (0.03, 0.01, 0.003):
-        assert comparison.mean_interval(cell(rarity, 0.0)).low > fixed["fails_above"]
+        assert statistics.mean_interval(cell(rarity, 0.0)).low > fixed["fails_above"]
     gains = {
-        q: comparison.mean_interval([a - b for a, b in zip(cell(q, 0.0), cell(q, 0.8), strict=True)], level=0.9)
+        q: statistics.mean_interval([a - b for a, b in zip(cell(q, 0.0), cell(q, 0.8), strict=True)], level=0.9)
         for q in (0.6, 0.1, 0.03)
     }
     assert gains[0.1].low > fixed["pays_by"] and gains[0.03].low > fixed["pays_by"]
@@ -161,27 +161,27 @@ def test_reading_grouping_and_measuring(tmp_path):
     (tmp_path / "s").mkdir()
     (tmp_path / "s" / "a-1.json").write_text(record())
     (tmp_path / "s" / "a-0.json").write_text(record(configuration={"name": "a-0", "seed": 0, "method": "a"}))
-    runs = results.load("s", where=tmp_path)
-    assert [run.configuration["seed"] for run in results.by(runs, "method")["a"]] == [0, 1]
-    assert results.measure(runs, "m") == [2.0, 2.0]
+    runs = records.load("s", where=tmp_path)
+    assert [run.configuration["seed"] for run in records.by(runs, "method")["a"]] == [0, 1]
+    assert records.measure(runs, "m") == [2.0, 2.0]
     assert runs[0].steps["loss"][0] == 1 and np.isnan(runs[0].steps["loss"][1])
     assert runs[0].arrays.name == "a-0.npz"
     with pytest.raises(ValueError, match="Measures"):
-        results.measure(runs, "none")
+        records.measure(runs, "none")
 
 
 def test_results_that_are_not_there_or_of_another_format_are_refused(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="make experiments"):
-        results.load("s", where=tmp_path)
+        records.load("s", where=tmp_path)
     (tmp_path / "s").mkdir()
     (tmp_path / "s" / "a-1.json").write_text(record(schema=2))
     with pytest.raises(ValueError, match="schema 1"):
-        results.load("s", where=tmp_path)
+        records.load("s", where=tmp_path)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="clone"):
-        results.folder()
+        records.folder()
 
 
 def test_the_folder_is_found_from_the_notebooks(monkeypatch):
     monkeypatch.chdir(ROOT / "notebooks")
-    assert results.folder() == STORE
+    assert records.folder() == STORE

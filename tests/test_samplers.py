@@ -6,7 +6,8 @@ import pytest
 import torch
 from helpers import generator, listed_paths, padded, random_graph, random_policy, summed, tensor
 
-from companion import diffusion, mdp, metrics, networks, samplers, targets
+from companion import mdp, metrics, samplers, targets
+from companion.samplers import diffusion, networks
 
 PROCESS = diffusion.Process(steps=4, variance=2.0)
 EXACT = {"rtol": 1e-12, "atol": 1e-12}

@@ -10,7 +10,8 @@ import pytest
 import torch
 from helpers import generator, tensor
 
-from companion import diffusion, mdp, metrics, networks, reinforce, rtb, samplers, targets, training
+from companion import mdp, metrics, reinforce, rtb, samplers, targets, training
+from companion.samplers import diffusion, networks
 from companion.validation import NotFiniteError
 
 ALPHA = 0.5
@@ -504,7 +505,7 @@ def test_no_global_state_is_used_or_changed(make):
             training.fine_tune(sampler, settings, generator(1))
             after = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
         assert torch.equal(before[0], after[0]) and before[1:] == after[1:]
-        results.append(weights_of(sampler))
+        records.append(weights_of(sampler))
     assert_equal(*results)
 
 

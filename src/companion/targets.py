@@ -42,7 +42,7 @@ class GaussianMixture:
     Raises:
         ValueError: for a wrong shape, dtype or device, weights that are no law, or ``variance <= 0``.
 
-    Source: standard; the closed-form drift that ends in it is :class:`companion.diffusion.MixtureDrift`. Chapter 10.
+    Source: standard; the closed-form drift that ends in it is :class:`companion.samplers.diffusion.MixtureDrift`. Chapter 10.
     """
 
     means: Tensor

@@ -156,7 +156,7 @@ def check_statistical(
 
     Args:
         claim: an ID of the registry.
-        low: lower end of an interval over the seeds, such as that of :func:`companion.comparison.mean_interval`.
+        low: lower end of an interval over the seeds, such as that of :func:`companion.statistics.mean_interval`.
         high: upper end.
         what: the quantity in words, for the reader.
         within: the margin, fixed beforehand; one end may be infinite.

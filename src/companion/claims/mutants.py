@@ -60,7 +60,7 @@ def hunt(root: Path, mutant: Mutant) -> dict[str, str | None]:
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "src"
         shutil.copytree(root / "src", copy, ignore=shutil.ignore_patterns("__pycache__"))
-        module = copy / "companion" / f"{mutant.module}.py"
+        module = _file(copy, mutant.module)
         module.write_text(apply(mutant, module.read_text()))
         failed = _failures(root, mutant.claim, copy)
     checking = {f"notebooks/{c.notebook}::Cell {c.cell}" for c in cell_checks(root) if c.claim == mutant.claim}
@@ -83,7 +83,7 @@ def apply(mutant: Mutant, source: str) -> str:
 
 def digest(root: Path, mutant: Mutant) -> str:
     """Return a fingerprint of the mutant, of its module's code without comments and docstrings, and of its checks."""
-    source = (root / "src" / "companion" / f"{mutant.module}.py").read_text()
+    source = _file(root / "src", mutant.module).read_text()
     checks = sources(root, mutant.claim, registry()[mutant.claim].chapter)
     text = "\n".join([_bare(source), mutant.old, mutant.new, checks])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -107,6 +107,12 @@ def _wanted(root: Path, claims: Collection[str], everything: bool) -> list[Mutan
         raise SystemExit(f"{names}: no claim of a chapter that is written; expected some of {', '.join(sorted(known))}")
     wanted = [mutant for claim in _written(root) if not claims or claim.id in claims for mutant in claim.mutants]
     return [mutant for mutant in wanted if claims or everything or not fresh(root, mutant, read_record(root))]
+
+
+def _file(source: Path, module: str) -> Path:
+    """The file of a module of the package, such as ``rtb`` or ``samplers.diffusion``."""
+    path = source / "companion" / module.replace(".", "/")
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
 def _bare(source: str) -> str:

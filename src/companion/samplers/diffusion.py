@@ -227,7 +227,7 @@ class _Record:
 
 
 def _record(drift: Drift, times: Tensor, n: int):
-    """A drift may bring a faster record of its own, as companion.networks.DriftNetwork does."""
+    """A drift may bring a faster record of its own, as companion.samplers.networks.DriftNetwork does."""
     return drift.record(times, n) if hasattr(drift, "record") else _Record(drift, times)
 
 

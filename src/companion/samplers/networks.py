@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.utils import skip_init
 
-from companion.diffusion import Process
+from companion.samplers.diffusion import Process
 from companion.validation import check_generator, check_positive_integers
 
 #: Rows of one block on one thread, 1.3 MB for an array of 64 columns in float32: the size found fastest.

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from companion.comparison import mean_interval
+from companion.statistics import mean_interval
 from companion.plotting import COLOURS, CYCLE, MARKERS, panels
 
 

@@ -323,3 +323,15 @@ def curves_with_points(
     handles, names = axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside upper center", ncols=len(names), fontsize=9, frameon=False)
     return figure
+
+
+from companion.plotting.samples import (  # noqa: E402
+    Page,
+    bands,
+    cells,
+    clouds,
+    path_slider,
+    weights_with_intervals,
+)
+
+__all__ = ["Page", "bands", "cells", "clouds", "path_slider", "weights_with_intervals"]

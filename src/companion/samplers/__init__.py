@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from companion.diffusion import Drift, Process, log_prob, rollout, step_log_prob, traced_rollout
+from companion.samplers.diffusion import Drift, Process, log_prob, rollout, step_log_prob, traced_rollout
 from companion.mdp import Problem, enumerate_paths, log_softmax
 from companion.validation import check_finite, check_generator, check_number, check_positive_integers
 
@@ -141,7 +141,7 @@ def resampled_prior_paths(
     """Draw ``n`` paths of the reference, to be replayed in proportion to r(x)^beta: nearly paths of the target.
 
     As ``n`` grows the law of a replayed path tends to p*(tau). The paths need no policy, so they can be drawn before
-    training begins. Raises ``ValueError`` as :func:`companion.diffusion.rollout` does, and for ``beta <= 0``.
+    training begins. Raises ``ValueError`` as :func:`companion.samplers.diffusion.rollout` does, and for ``beta <= 0``.
 
     Source: importance resampling; its use here is off-policy, which chapter 7 allows. Used in chapter 10.
     """

@@ -1,0 +1,81 @@
+"""Frozen dataclasses as plain data, and back: how the settings of a run are stored beside its results.
+
+An objective, a schedule and a behaviour are values. A stored result needs them as JSON, under a name that a reader
+recognises, and today's code needs them back as the same values. A class that is marked :func:`storable` is known by its
+name; nothing else in the package looks a class up by a string.
+"""
+
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any, TypeVar
+
+_Class = TypeVar("_Class", bound=type)
+
+#: Under which key the name of a class is stored.
+TYPE = "type"
+_KNOWN: dict[str, type] = {}
+
+
+def storable(cls: _Class) -> _Class:
+    """Make a frozen dataclass known by its name, so that :func:`from_plain` finds it: a decorator.
+
+    Raises ``ValueError`` for a class that is no frozen dataclass, or a name that another class has.
+    """
+    if not is_dataclass(cls) or not cls.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+        raise ValueError(f"{cls.__name__} is no frozen dataclass; expected one. Decorate it with dataclass(frozen=True).")
+    known = _KNOWN.setdefault(cls.__name__, cls)
+    if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+        raise ValueError(
+            f"{cls.__name__} is the name of {known.__module__}.{known.__qualname__}; expected a new name. Rename it."
+        )
+    _KNOWN[cls.__name__] = cls
+    return cls
+
+
+def to_plain(value: object) -> Any:
+    """Return a value as JSON has it: a storable dataclass as its fields and, under ``"type"``, the name of its class.
+
+    Raises ``ValueError`` for what has no plain form, such as a module of weights or a class that is not storable.
+    """
+    if is_dataclass(value) and _KNOWN.get(type(value).__name__) is type(value):
+        parts = {field.name: to_plain(getattr(value, field.name)) for field in fields(value)}
+        return {TYPE: type(value).__name__} | parts
+    if isinstance(value, list | tuple):
+        return [to_plain(entry) for entry in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise ValueError(
+        f"{type(value).__name__} has no plain form; expected a storable dataclass, a list, a number, text or None. "
+        "Keep what holds weights out of stored settings, or mark its class companion.plain.storable."
+    )
+
+
+def from_plain(data: Any) -> Any:
+    """Return the value that :func:`to_plain` stored.
+
+    Raises ``ValueError`` for a name that no storable class has, for fields that the class does not have, and whatever
+    the class itself refuses.
+    """
+    if isinstance(data, list):
+        return tuple(from_plain(entry) for entry in data)
+    if not isinstance(data, Mapping):
+        return data
+    name = data.get(TYPE)
+    if name not in _KNOWN:
+        raise ValueError(
+            f"{name!r} is no storable class; expected one of {', '.join(sorted(_KNOWN))}. Import the module that has it."
+        )
+    cls, given = _KNOWN[name], {key: from_plain(entry) for key, entry in data.items() if key != TYPE}
+    unknown = set(given) - {field.name for field in fields(cls)}
+    if unknown:
+        raise ValueError(f"{name} has no {', '.join(sorted(unknown))}; expected its own fields alone. Leave these out.")
+    return cls(**given)
+
+
+def describe(value: object) -> str:
+    """Return a line that tells apart settings that differ: the plain form, or what else says how a value was made."""
+    if is_dataclass(value) and not isinstance(value, type):
+        parts = ", ".join(f"{field.name}={describe(getattr(value, field.name))}" for field in fields(value))
+        return f"{type(value).__name__}({parts})"
+    plain = value is None or isinstance(value, bool | int | float | str | list | tuple)
+    return repr(value) if plain else f"{type(value).__module__}.{type(value).__qualname__}"
