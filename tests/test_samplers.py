@@ -235,16 +235,16 @@ def mixture_sampler(steps=4):
 
 @pytest.mark.parametrize("beta", [1.0, 0.3])
 def test_the_log_weights_of_paths_are_a_methods_of_each_sampler(beta):
-    """beta log r less the log-ratio, path by path; in float64 even of float32 paths, and without gradients."""
+    """beta log r less the log-ratio, path by path; in float64 even of float32 paths, with the policy's gradients."""
     sampler, policy, paths, _ = tabular()
     rewards, refs, logs = (summed(edge, paths) for edge in (sampler.problem.rewards, sampler.problem.log_ref, policy))
     wanted = [beta * r - p + q for r, p, q in zip(rewards, logs, refs, strict=True)]
     found = sampler.log_weights(sampler.paths, beta=beta)
-    assert sorted(found.tolist()) == pytest.approx(sorted(wanted)) and not found.requires_grad
+    assert sorted(found.tolist()) == pytest.approx(sorted(wanted)) and found.requires_grad
     continuous = made(dtype=torch.float32)
     states = diffusion.rollout(PROCESS, continuous.policy, 5, generator(1))
     e = continuous.log_weights(states, beta=beta)
-    assert e.dtype == torch.float64 and not e.requires_grad
+    assert e.dtype == torch.float64 and e.requires_grad
     scores = [diffusion.log_prob(PROCESS, u, states).double().sum(dim=1) for u in (continuous.policy, reference)]
     torch.testing.assert_close(e, beta * log_reward(states[:, -1]).double() - (scores[0] - scores[1]), **EXACT)
     known = mixture_sampler()  # of drifts in closed form, which no training needs

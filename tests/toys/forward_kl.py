@@ -22,6 +22,6 @@ class WeightedLikelihood:
 
     def loss(self, batch, learned):
         """A scalar with gradients."""
-        e = batch.log_weights(beta=self.beta)
+        e = batch.log_weights(beta=self.beta).detach()
         likelihood = (e.softmax(dim=0) * batch.log_pi.sum(dim=1)).sum()
         return 0.5 * (learned[0] - e.mean()).square() - likelihood
