@@ -1,6 +1,6 @@
 """The book's one visual style: colours that colour-blind readers can tell apart, markers, and empty axes."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
@@ -48,6 +48,6 @@ def panels(n: int = 1, *, rows: int = 1, width: float = 6.4, height: float = 3.4
     return figure, list(axes.flat)
 
 
-def floats(values: Iterable[float] | Tensor) -> list[float]:
-    """Return plain numbers: a tensor that carries a gradient cannot be drawn."""
+def floats(values: Sequence[float] | Tensor) -> list[float]:
+    """Return the entries of a sequence, or of a tensor of one dimension, as Python numbers."""
     return [float(v) for v in values]
