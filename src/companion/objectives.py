@@ -22,7 +22,7 @@ from companion.validation import check_number, check_positive_integers
 
 
 class Objective(Protocol):
-    """What :func:`companion.training.fine_tune` asks of an objective."""
+    """What :func:`companion.training.loop.fine_tune` asks of an objective."""
 
     def parameters(self, like: Tensor) -> list[Tensor]:
         """Return the tensors that are learned beside the policy, of the dtype and on the device of ``like``."""

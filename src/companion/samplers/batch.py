@@ -70,7 +70,7 @@ def join(parts: list[Batch]) -> Batch:
 
 
 class Sampler(Protocol):
-    """What :func:`companion.training.fine_tune` asks of a sampler."""
+    """What :func:`companion.training.loop.fine_tune` asks of a sampler."""
 
     def parameters(self) -> list[Tensor]:
         """Return the tensors to be trained."""

@@ -252,7 +252,7 @@ class DiffusionSampler:
     def log_weights(self, states: Tensor, *, beta: float = 1.0) -> Tensor:
         """Return e of given paths, ``[n]``, float64: :meth:`companion.samplers.batch.Batch.log_weights`.
 
-        ``states`` is ``[n, steps + 1, dim]``. Sums are taken in float64, whatever the paths were drawn in. Keeps gradients.
+        ``states`` is ``[n, steps + 1, dim]``. Sums are taken in float64, whatever the paths are. Keeps gradients.
         """
         log_pi, log_ref = (log_prob(self.process, drift, states).double() for drift in (self.policy, self.reference))
         return Batch(log_pi, log_ref, self.log_reward(states[:, -1]).double()).log_weights(beta=beta)

@@ -38,7 +38,7 @@ def fine_tune(
     """Train a sampler in place, and return the history.
 
     Args:
-        sampler: what is trained, such as :class:`companion.samplers.DiffusionSampler`.
+        sampler: what is trained, such as :class:`companion.samplers.diffusion.DiffusionSampler`.
         objective: what it is trained towards, such as :class:`companion.objectives.RTB`.
         schedule: how long, in which batches, at which rates.
         generator: the source of every draw; its device is the sampler's.
