@@ -66,6 +66,7 @@ class Claim:
         chapter: name of the notebook that derives it, without number and ending.
         evidence: the kinds of evidence that it must have, the strongest first.
         mutants: the deliberate errors that its checks must catch.
+        planned: whether it is still to be shown, although its chapter is there.
     """
 
     id: str
@@ -74,6 +75,7 @@ class Claim:
     chapter: str
     evidence: tuple[str, ...]
     mutants: tuple[Mutant, ...]
+    planned: bool = False
 
 
 @cache
@@ -102,6 +104,11 @@ def notebook(root: Path, chapter: str) -> Path | None:
     if len(found) > 1:
         raise ValueError(f"{chapter} has notebooks {[path.name for path in found]}; expected one. Remove the others.")
     return found[0] if found else None
+
+
+def written(root: Path, claim: Claim) -> bool:
+    """Whether a claim is to be shown by now: its chapter is there, and it is not planned for later."""
+    return notebook(root, claim.chapter) is not None and not claim.planned
 
 
 def check_symbolic(
@@ -265,7 +272,8 @@ def _claim(key: str, row: dict[str, Any], chapter: str, mutants: Collection[dict
             f"{key} lists evidence {sorted(unknown)}; expected one or more of {KINDS}. Mend the file of {chapter}."
         )
     errors = tuple(Mutant(key, **mutant) for mutant in mutants)
-    return Claim(key, row["title"], row["statement"].strip(), chapter, tuple(row["evidence"]), errors)
+    evidence, planned = tuple(row["evidence"]), row.get("planned", False)
+    return Claim(key, row["title"], row["statement"].strip(), chapter, evidence, errors, planned)
 
 
 def _require(claim: str, kind: str) -> None:

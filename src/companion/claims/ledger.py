@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-from companion.claims import Claim, chapter_titles, notebook, registry
+from companion.claims import Claim, chapter_titles, notebook, registry, written
 from companion.claims.evidence import CellCheck, TestCheck, cell_checks, test_checks
 from companion.claims.mutants import fresh, read_record
 
@@ -64,15 +64,15 @@ def render(root: Path) -> str:
     parts = [_HEAD, _summary(root, found)]
     for chapter, claims in groupby(registry().values(), key=lambda claim: claim.chapter):
         path = notebook(root, chapter)
-        written = f"See {{doc}}`/notebooks/{path.stem}`.\n" if path else "Planned.\n"
-        parts.append(f"## {chapter_titles()[chapter]}\n\n{written}")
+        where = f"See {{doc}}`/notebooks/{path.stem}`.\n" if path else "Planned.\n"
+        parts.append(f"## {chapter_titles()[chapter]}\n\n{where}")
         parts += [_entry(root, claim, found) for claim in claims]
     return "\n".join(parts)
 
 
 def status(root: Path, claim: Claim, found: Evidence) -> str:
     """Return ``planned``, ``proved``, or what is still missing."""
-    if not notebook(root, claim.chapter):
+    if not written(root, claim):
         return "planned"
     given = {check.kind for check in found.cells if check.claim == claim.id and check.executed}
     missing = [kind for kind in claim.evidence if kind not in given]

@@ -20,7 +20,7 @@ from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from companion.claims import Claim, Mutant, notebook, registry
+from companion.claims import Claim, Mutant, registry, written
 from companion.claims.dependencies import dependencies, read, standing_at
 from companion.claims.evidence import cell_checks, sources
 
@@ -111,7 +111,7 @@ def fresh(root: Path, mutant: Mutant, record: Mapping[str, Mapping[str, Finding]
 
 
 def _written(root: Path) -> list[Claim]:
-    return [claim for claim in registry().values() if notebook(root, claim.chapter)]
+    return [claim for claim in registry().values() if written(root, claim)]
 
 
 def _wanted(root: Path, claims: Collection[str], everything: bool) -> list[Mutant]:
