@@ -581,7 +581,7 @@ def test_a_hunt_runs_on_a_mutated_copy_and_names_the_first_test_and_checking_cel
 
 
 def test_a_real_run_names_the_tests_and_cells_of_the_claim_that_failed(project):
-    for name in ("conftest.py", "nbval_sanitize.cfg"):
+    for name in ("changed.py", "conftest.py", "nbval_sanitize.cfg"):
         shutil.copy(ROOT / "tests" / name, project / "tests" / name)
     marked = "import pytest\n@pytest.mark.claim('K1')\ndef test_red():\n    assert 0\n"
     body = marked + "def test_other():\n    assert 0\n"
