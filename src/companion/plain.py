@@ -22,7 +22,9 @@ def storable(cls: _Class) -> _Class:
     Raises ``ValueError`` for a class that is no frozen dataclass, or a name that another class has.
     """
     if not is_dataclass(cls) or not cls.__dataclass_params__.frozen:  # type: ignore[attr-defined]
-        raise ValueError(f"{cls.__name__} is no frozen dataclass; expected one. Decorate it with dataclass(frozen=True).")
+        raise ValueError(
+            f"{cls.__name__} is no frozen dataclass; expected one. Decorate it with dataclass(frozen=True)."
+        )
     known = _KNOWN.setdefault(cls.__name__, cls)
     if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
         raise ValueError(
@@ -63,7 +65,7 @@ def from_plain(data: Any) -> Any:
     name = data.get(TYPE)
     if name not in _KNOWN:
         raise ValueError(
-            f"{name!r} is no storable class; expected one of {', '.join(sorted(_KNOWN))}. Import the module that has it."
+            f"{name!r} is not storable; expected one of {', '.join(sorted(_KNOWN))}. Import the module that has it."
         )
     cls, given = _KNOWN[name], {key: from_plain(entry) for key, entry in data.items() if key != TYPE}
     unknown = set(given) - {field.name for field in fields(cls)}

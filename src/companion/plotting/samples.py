@@ -11,8 +11,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from companion.statistics import mean_interval
 from companion.plotting import COLOURS, CYCLE, MARKERS, panels
+from companion.statistics import mean_interval
 
 
 def clouds(points: Mapping[str, Tensor], *, columns: int = 3, modes: Tensor | None = None, limit: float = 13) -> Figure:

@@ -3,8 +3,9 @@
 A process starts at s_0 = 0 and takes T steps of dt = 1/T, s' = s + dt u(s, t) + sqrt(sigma^2 dt) noise. The drift u is
 the policy: any function of states and time. A path's log-probability is a sum of Gaussian log-densities, one per step,
 under the drift that drew it or any other. Exploration adds variance to the steps that are *drawn*; the sampler that is
-trained keeps its own. A mixture of Gaussians has its drift in closed form, so that a prior needs no training. It is for
-chapter 10.
+trained keeps its own.
+
+Chapter ``twenty-five-modes-to-nine`` fine-tunes such a sampler.
 
 Source: the setting of Venkatraman et al. (2024) and Zhang and Chen (2022).
 """
@@ -16,7 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from companion.targets import GaussianMixture
+from companion.plain import storable
+from companion.samplers.batch import Batch, Fading, at, check_behaviour, join
 from companion.validation import check_finite, check_generator, check_number, check_positive_integers
 
 #: A drift: states ``[..., dim]`` and times ``[...]`` or 0-d, to ``[..., dim]``.
@@ -67,7 +69,7 @@ def rollout(
     ``extra_std`` is the standard deviation of exploration noise added to each step, per step, not per unit of time.
     Raises ``ValueError`` for a drift of the wrong shape, a drift that is not finite, or a number out of range.
 
-    Source: Euler-Maruyama; exploration as in Sendera et al. (2024). Used in chapter 10.
+    Source: Euler-Maruyama; exploration as in Sendera et al. (2024). Used in chapter ``twenty-five-modes-to-nine``.
     """
     with torch.no_grad():
         return traced_rollout(process, drift, n, generator, extra_std=extra_std, dtype=dtype)[0]
@@ -90,7 +92,7 @@ def traced_rollout(
     Returns:
         The states, ``[n, steps + 1, dim]``, and the drift at all states but the last, ``[n, steps, dim]``.
 
-    Source: Euler-Maruyama. Used in chapter 10.
+    Source: Euler-Maruyama. Used in chapter ``twenty-five-modes-to-nine``.
     """
     check_positive_integers(n=n)
     check_generator(generator)
@@ -121,7 +123,7 @@ def log_prob(process: Process, drift: Drift, states: Tensor, *, extra_std: float
     Raises:
         ValueError: for states or a drift of the wrong shape, or a number out of range.
 
-    Source: the Gaussian density. Used in chapter 10.
+    Source: the Gaussian density. Used in chapter ``twenty-five-modes-to-nine``.
     """
     _check_states(process, states)
     before = states[:, :-1]
@@ -137,7 +139,7 @@ def step_log_prob(process: Process, states: Tensor, moves: Tensor, *, extra_std:
     ``states`` is ``[n, steps + 1, dim]`` and ``moves``, which keeps its gradients, ``[n, steps, dim]``, as
     :func:`traced_rollout` returns them. Raises ``ValueError`` for other shapes, or a negative ``extra_std``.
 
-    Source: the Gaussian density. Used in chapter 10.
+    Source: the Gaussian density. Used in chapter ``twenty-five-modes-to-nine``.
     """
     _check_states(process, states)
     _check_drift(moves, states[:, 1:])
@@ -147,68 +149,163 @@ def step_log_prob(process: Process, states: Tensor, moves: Tensor, *, extra_std:
     return -0.5 * squares / variance - 0.5 * process.dim * math.log(2 * math.pi * variance)
 
 
-class MixtureDrift:
-    """The drift that takes Brownian motion of the process's variance from 0 at time 0 to a mixture at time 1.
+@dataclass(frozen=True, eq=False)
+class Store:
+    """Paths kept to be drawn again: ``states`` ``[paths, steps + 1, dim]``, and their score under the reference.
 
-    It is E[(s_1 - s_t) / (1 - t) | s_t], in closed form for Gaussians (the Doob transform, or Foellmer drift). With
-    finitely many steps the samples follow the mixture only nearly; the discretised process is then the reference.
-
-    Source: Foellmer's drift, as in Zhang and Chen (2022). Used in chapter 10.
+    Attributes:
+        states: ``[paths, steps + 1, dim]``.
+        log_ref: ``[paths, steps]``, nats.
+        log_reward: ``[paths]``.
+        weights: ``[paths]``; how often each is drawn, in proportion.
     """
 
-    def __init__(self, process: Process, mixture: GaussianMixture) -> None:
-        if mixture.means.shape[1] != process.dim:
-            raise ValueError(
-                f"mixture has dimension {mixture.means.shape[1]}; expected {process.dim}. Match the process."
-            )
-        self.process, self.mixture = process, mixture
-
-    def __call__(self, states: Tensor, times: Tensor) -> Tensor:
-        """Return the drift at ``states``, ``[..., dim]``, and ``times`` in [0, 1), which broadcast to ``[...]``.
-
-        At time 0 the state is taken to be 0, where every path begins.
-        """
-        time = times[..., None, None]
-        bridge = self.process.variance * time * (1 - time)
-        spread = time.square() * self.mixture.variance + bridge  # of s_t, given the component
-        centred = states[..., None, :] - time * self.mixture.means
-        # At time 0 every component puts s_t at 0: the density ratio of the components is then 1.
-        scale = torch.where(spread > 0, spread, torch.ones_like(spread))
-        log_share = self.mixture.weights.log() - 0.5 * (centred.square() / scale).sum(dim=-1)
-        end = self.mixture.means + time * self.mixture.variance / scale * centred
-        mean_end = (log_share.softmax(dim=-1)[..., None] * end).sum(dim=-2)
-        return (mean_end - states) / (1 - times[..., None])
+    states: Tensor
+    log_ref: Tensor
+    log_reward: Tensor
+    weights: Tensor
 
 
-class GuidedDrift:
-    """Classifier guidance: the prior's drift, pushed along the gradient of log r at the state of the moment.
+@storable
+@dataclass(frozen=True)
+class Exploration:
+    """The behaviour of a :class:`DiffusionSampler`: fresh paths with more noise, and paths from its store.
 
-    It adds ``strength sigma^2 k/(k + 1) grad log r(s_k)`` at step k. Nothing is trained, and the samples do not follow
-    p*: log r(s_k) stands where the logarithm of the expected reward of the *end* would have to stand.
+    Attributes:
+        noise: standard deviation added to each fresh step, per step, >= 0; a number, or one that fades.
+        replayed: share of each batch that comes from the store.
+        replay_until: iteration from which nothing is replayed; None replays to the end.
+
+    Raises ``ValueError`` for a number out of range, or an end of what never begins.
+
+    Source: Sendera et al. (2024) for the noise. Used in chapter ``twenty-five-modes-to-nine``.
+    """
+
+    noise: float | Fading = 0.0
+    replayed: float = 0.0
+    replay_until: int | None = None
+
+    def __post_init__(self) -> None:
+        check_number("noise", at(self.noise, 0), at_least=0)
+        check_number("replayed", self.replayed, at_least=0, at_most=1)
+        if self.replay_until is not None:
+            check_number("replay_until", self.replay_until, at_least=0)
+            if self.replayed == 0:
+                raise ValueError(
+                    f"replay_until is {self.replay_until} with nothing replayed; expected None. Leave it out."
+                )
+
+    def replayed_at(self, iteration: int) -> float:
+        """Return the share of the batch that is replayed at an iteration."""
+        return self.replayed if self.replay_until is None or iteration < self.replay_until else 0.0
+
+
+class DiffusionSampler:
+    """A drift to be fine-tuned, with its reference.
 
     Args:
-        process: steps and noise.
-        drift: the prior's.
-        log_reward: log r, ``[n, dim]`` to ``[n]``, differentiable; a gradient that is not finite counts as zero.
-        strength: factor on the gradient, >= 0.
+        process: steps and noise, shared by policy and reference.
+        policy: the drift to be trained, a module. (Only training needs a module: any drift can be scored.)
+        reference: the drift of the prior; no gradient flows into it.
+        log_reward: log r of the last states, ``[batch, dim]`` to ``[batch]``.
+        store: paths to be replayed, as :func:`resampled_prior_paths` makes them.
 
-    Source: Dhariwal and Nichol (2021), in the form that Venkatraman et al. (2024) compare with. Used in chapter 10.
+    Source: Venkatraman et al. (2024). Used in chapter ``twenty-five-modes-to-nine``.
     """
 
     def __init__(
-        self, process: Process, drift: Drift, log_reward: Callable[[Tensor], Tensor], *, strength: float = 1.0
+        self,
+        process: Process,
+        policy: Drift,
+        reference: Drift,
+        log_reward: Callable[[Tensor], Tensor],
+        *,
+        store: Store | None = None,
     ) -> None:
-        check_number("strength", strength, at_least=0)
-        self.process, self.drift, self.log_reward, self.strength = process, drift, log_reward, strength
+        self.process, self.policy, self.reference, self.log_reward = process, policy, reference, log_reward
+        self.store = store
 
-    def __call__(self, states: Tensor, times: Tensor) -> Tensor:
-        """Return the drift at ``states``, ``[..., dim]``, and ``times``, which broadcast to ``[...]``."""
-        points = states.detach().reshape(-1, self.process.dim).requires_grad_()
-        with torch.enable_grad():
-            (gradient,) = torch.autograd.grad(self.log_reward(points).sum(), points)
-        k = (times * self.process.steps).round()[..., None]
-        push = self.strength * self.process.variance * k / (k + 1) * gradient.nan_to_num(0.0, 0.0, 0.0).view_as(states)
-        return self.drift(states, times) + push
+    def parameters(self) -> list[Tensor]:
+        """Return the tensors to be trained: those of the policy. Raises ``ValueError`` where it is no module."""
+        if not isinstance(self.policy, torch.nn.Module):
+            given = type(self.policy).__name__
+            raise ValueError(f"policy is a {given}; expected a torch.nn.Module to train. Wrap the drift in one.")
+        return list(self.policy.parameters())
+
+    def draw(
+        self, n: int, generator: torch.Generator, behaviour: Exploration | None = None, iteration: int = 0
+    ) -> Batch:
+        """Draw ``n`` paths, ``round(share * n)`` of them from the store, where any are replayed, the rest fresh.
+
+        Raises ``ValueError`` for a behaviour of another sampler, a share of a store that is not there, or a log-reward
+        that is not finite.
+        """
+        check_positive_integers(n=n)
+        check_generator(generator)
+        behaviour = Exploration() if behaviour is None else behaviour
+        check_behaviour(behaviour, Exploration)
+        old = round(behaviour.replayed_at(iteration) * n)
+        parts = [self._fresh(n - old, generator, at(behaviour.noise, iteration))] if old < n else []
+        return join(parts + ([self._stored(old, generator)] if old else []))
+
+    @torch.no_grad()
+    def log_weights(self, states: Tensor, *, beta: float = 1.0) -> Tensor:
+        """Return e of given paths, ``[n]``, float64: :meth:`companion.samplers.batch.Batch.log_weights`.
+
+        ``states`` is ``[n, steps + 1, dim]``. Sums are taken in float64, whatever the paths were drawn in.
+        """
+        scores = [log_prob(self.process, drift, states).double() for drift in (self.policy, self.reference)]
+        return Batch(*scores, self.log_reward(states[:, -1]).double()).log_weights(beta=beta)
+
+    def _fresh(self, n: int, generator: torch.Generator, noise: float) -> Batch:
+        dtype = self.parameters()[0].dtype
+        states, moves = traced_rollout(self.process, self.policy, n, generator, extra_std=noise, dtype=dtype)
+        log_pi = step_log_prob(self.process, states, moves)
+        log_behaviour = step_log_prob(self.process, states, moves.detach(), extra_std=noise)
+        with torch.no_grad():
+            log_ref, log_reward = log_prob(self.process, self.reference, states), self.log_reward(states[:, -1])
+        check_finite("log_reward", log_reward, "Give every x a positive reward that the dtype can hold.")
+        return Batch(log_pi, log_ref, log_reward, log_behaviour, states=states)
+
+    def _stored(self, n: int, generator: torch.Generator) -> Batch:
+        if self.store is None:
+            raise ValueError("replayed is above 0, but there is no store; expected one. Pass resampled_prior_paths'.")
+        index = torch.multinomial(self.store.weights, n, replacement=True, generator=generator)
+        states = self.store.states[index]
+        log_pi = log_prob(self.process, self.policy, states)
+        return Batch(log_pi, self.store.log_ref[index], self.store.log_reward[index], states=states)
+
+
+def resampled_prior_paths(
+    process: Process,
+    reference: Drift,
+    log_reward: Callable[[Tensor], Tensor],
+    n: int,
+    generator: torch.Generator,
+    *,
+    beta: float = 1.0,
+    dtype: torch.dtype = torch.float32,
+) -> Store:
+    """Draw ``n`` paths of the reference, to be replayed in proportion to r(x)^beta: nearly paths of the target.
+
+    As ``n`` grows the law of a replayed path tends to p*(tau). The paths need no policy, so they can be drawn before
+    training begins. Raises ``ValueError`` as :func:`rollout` does, and for ``beta <= 0``.
+
+    Source: importance resampling; its use here is off-policy, which claim O6 allows. Used in chapter
+    ``twenty-five-modes-to-nine``.
+    """
+    check_number("beta", beta, above=0)
+    with torch.no_grad():
+        states = rollout(process, reference, n, generator, dtype=dtype)
+        log_r = log_reward(states[:, -1])
+        weights = torch.softmax(beta * log_r, dim=0)  # -inf, no reward, is weight 0
+        check_finite(
+            "the weights of the paths", weights, "Mend the log-reward: no NaN, no +inf, and not all of it -inf."
+        )
+        # A path that will hardly ever be drawn need not be kept.
+        kept = weights > 1e-3 / n
+        states = states[kept].contiguous()
+        return Store(states, log_prob(process, reference, states), log_r[kept], weights[kept])
 
 
 class _Record:

@@ -1,10 +1,6 @@
-"""The network of the illustrative example, and how it is made fast: one pass in blocks that stay in the cache.
+"""The network of the illustrative example: features of time and state, summed, through two hidden layers.
 
-A path of a hundred steps evaluates the network at a hundred states, and its gradient again at all of them. Whole
-batches of paths make arrays that no cache holds; single steps make calls too short to be worth their overhead. So the
-part of the network that runs on every state is written here once, forward and backward, over blocks of steps. A rollout
-fills the blocks step by step and the backward pass reads them, so that no state is evaluated twice. Chapter 10 uses the
-network; the page on speed measures it.
+On whole paths its passes run in blocks that stay in the cache: :mod:`companion.samplers.tape`.
 
 Source: the network of Zhang and Chen (2022), as Venkatraman et al. (2024) use it.
 """
@@ -16,17 +12,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn.utils import skip_init
 
 from companion.samplers.diffusion import Process
+from companion.samplers.tape import Tape
 from companion.validation import check_generator, check_positive_integers
-
-#: Rows of one block on one thread, 1.3 MB for an array of 64 columns in float32: the size found fastest.
-BLOCK_ROWS = 5000
-
-_gelu = torch.ops.aten.gelu
-_gelu_backward = torch.ops.aten.gelu_backward
 
 
 class DriftNetwork(torch.nn.Module):
@@ -40,7 +30,8 @@ class DriftNetwork(torch.nn.Module):
         generator: the source of the initial weights; nothing is drawn from global state.
         width: number of hidden units and of frequencies.
 
-    Source: the network of Zhang and Chen (2022), as Venkatraman et al. (2024) use it. Used in chapter 10.
+    Source: the network of Zhang and Chen (2022), as Venkatraman et al. (2024) use it. Used in chapter
+    ``twenty-five-modes-to-nine``.
     """
 
     def __init__(self, process: Process, generator: torch.Generator, *, width: int = 64) -> None:
@@ -90,7 +81,7 @@ class DriftNetwork(torch.nn.Module):
             return tape.moves().transpose(0, 1)
         return self.last(self.joint(self.state(states) + self._time_features(times)))
 
-    def record(self, times: Tensor, n: int) -> "Tape":
+    def record(self, times: Tensor, n: int) -> Tape:
         """Return an empty record of ``n`` paths at ``times``, ``[steps]``, to be filled step by step or at once."""
         first = self._time_features(times) + self.state.bias
         layers = (self.state, self.joint[1], self.joint[3], self.last)
@@ -99,137 +90,3 @@ class DriftNetwork(torch.nn.Module):
     def _time_features(self, times: Tensor) -> Tensor:
         angles = times[..., None] * self.frequencies + self.phases
         return self.time(torch.cat([angles.sin(), angles.cos()], dim=-1))
-
-
-class Tape:
-    """One pass of the network over the steps of ``n`` paths: what went in, what came out, and what is between.
-
-    Args:
-        first: ``[steps, width]``; what time, and the bias, add to the first layer at each step.
-        weights: of the four layers, ``[out, in]`` each.
-        biases: of all layers but the first.
-        n: number of paths.
-        pool: where the memory of passes that are over is kept, to be used again: fresh memory costs more than a pass.
-
-    Between forward and backward it holds six arrays of ``[steps, n, width]``, where gradients are wanted; the backward
-    pass gives them back, so it runs once.
-    """
-
-    def __init__(self, first: Tensor, weights: list[Tensor], biases: list[Tensor], n: int, pool: list[Tensor]) -> None:
-        self.inputs = (first, *weights, *biases)
-        self.keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in self.inputs)
-        first, *rest = (tensor.detach() for tensor in self.inputs)
-        self.first, self.weights, self.biases = first, rest[:4], rest[4:]
-        self.transposed = [weight.t() for weight in self.weights]
-        (steps, width), dim = first.shape, self.weights[0].shape[1]
-        threads = torch.get_num_threads()
-        self.per_block = max(1, BLOCK_ROWS * threads // n) if first.device.type == "cpu" else steps
-        self._take(pool, (6, steps if self.keep else min(steps, self.per_block), n, width))
-        self.visited, self.out = [], first.new_empty(steps, n, dim)
-        self.out_rows, self.first_rows = self.out.unbind(), self.first.unbind()
-
-    def step(self, k: int, state: Tensor) -> Tensor:
-        """Fill step ``k`` at ``state``, ``[n, dim]``, and return the drift there, ``[n, dim]``, a constant.
-
-        Raises ``ValueError`` for any but the next step.
-        """
-        if k != len(self.visited):
-            raise ValueError(f"k is {k}; expected {len(self.visited)}, the next step. Take the steps in their order.")
-        row = k if self.keep else 0
-        before, after = self.pairs[row]
-        self.visited.append(state)
-        out = self.out_rows[k]
-        torch.addmm(self.first_rows[k], state, self.transposed[0], out=before[0])
-        self._layers(before, after, out)
-        return out
-
-    @torch.no_grad()
-    def run(self, states: Tensor) -> None:
-        """Fill all steps at ``states``, ``[steps, n, dim]``."""
-        self.states = states.detach()
-        for begin in range(0, len(states), self.per_block):
-            block = self.states[begin : begin + self.per_block]
-            span = slice(begin, begin + len(block)) if self.keep else slice(len(block))
-            before, after = ([_rows(array[span]) for array in arrays] for arrays in (self.before, self.after))
-            inner = before[0].view(*block.shape[:2], -1)
-            torch.matmul(block, self.transposed[0], out=inner).add_(self.first[begin : begin + len(block), None])
-            self._layers(before, after, _rows(self.out[begin : begin + len(block)]))
-
-    def moves(self) -> Tensor:
-        """Return the drift at every step, ``[steps, n, dim]``, with its gradients."""
-        if self.visited:
-            self.states = torch.stack(self.visited)
-        if self.keep:
-            return _FromTape.apply(self, *self.inputs)
-        self._give_back()
-        return self.out
-
-    def _take(self, pool: list[Tensor], shape: tuple[int, ...]) -> None:
-        kept = pool.pop() if pool else None
-        like = (shape, self.first.dtype, self.first.device)
-        fits = kept is not None and (kept.shape, kept.dtype, kept.device) == like
-        self.pool, self.arrays = pool, kept if fits else self.first.new_empty(shape)
-        self.before, self.after = self.arrays[:3], self.arrays[3:]
-        steps = [array.unbind() for array in self.arrays]
-        # For each step what goes into the three activations, and what comes out of them.
-        self.pairs = list(zip(zip(*steps[:3], strict=True), zip(*steps[3:], strict=True), strict=True))
-
-    def _give_back(self) -> None:
-        # Torch lets nothing write to memory of its inference mode outside that mode.
-        self.pool[:] = [] if self.arrays.is_inference() else [self.arrays]
-        self.arrays = self.before = self.after = self.pairs = None
-
-    def _layers(self, before: list[Tensor], after: list[Tensor], out: Tensor) -> None:
-        """Run what follows the first layer, rows of states at a time, into the memory given."""
-        for layer, into in enumerate((before[1], before[2], out)):
-            _gelu.out(before[layer], out=after[layer])
-            torch.addmm(self.biases[layer], after[layer], self.transposed[layer + 1], out=into)
-
-    @torch.no_grad()
-    def gradients(self, grad: Tensor) -> list[Tensor]:
-        """Return the gradients of all inputs, given that of the drifts, ``[steps, n, dim]``.
-
-        Raises ``RuntimeError`` the second time.
-        """
-        if self.arrays is None:
-            raise RuntimeError("The gradient of these drifts was taken already; expected once. Draw the paths anew.")
-        first, *rest = (torch.zeros_like(tensor) for tensor in self.inputs)
-        weights, biases = rest[:4], rest[4:]
-        # Summed the other way round: a thin product with two columns is slow, one with two rows is not.
-        turned = torch.zeros_like(self.transposed[0], memory_format=torch.contiguous_format)
-        for begin in range(0, len(grad), self.per_block):
-            span = slice(begin, begin + self.per_block)
-            flow = grad[span].reshape(-1, grad.shape[2])
-            for layer in (2, 1, 0):
-                before, after = _rows(self.before[layer][span]), _rows(self.after[layer][span])
-                weights[layer + 1].addmm_(flow.t(), after)
-                biases[layer].add_(flow.sum(dim=0))
-                # What a block has been read for may be written over: new memory would cost more than the arithmetic.
-                through = torch.mm(flow, self.weights[layer + 1], out=after)
-                flow = _gelu_backward.grad_input(through, before, grad_input=before)
-            states = self.states[span]
-            turned.addmm_(states.reshape(-1, states.shape[2]).t(), flow)
-            first[span] = flow.view(*states.shape[:2], -1).sum(dim=1)
-        self._give_back()
-        weights[0] = turned.t()
-        return [first, *weights, *biases]
-
-
-class _FromTape(torch.autograd.Function):
-    """Ties the drifts that a tape holds to the network's weights."""
-
-    @staticmethod
-    def forward(ctx, tape: Tape, *inputs: Tensor) -> Tensor:
-        ctx.tape = tape
-        ctx.save_for_backward(tape.states, *inputs)
-        return tape.out.clone()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor):
-        _ = ctx.saved_tensors  # torch refuses it where states or weights were written over in between
-        return None, *ctx.tape.gradients(grad)
-
-
-def _rows(array: Tensor) -> Tensor:
-    return array.view(-1, array.shape[-1])

@@ -1,0 +1,399 @@
+"""What is trained towards: one frozen dataclass for each objective, over the pure losses of the book.
+
+An objective takes a batch of paths and returns a loss. Each class here names the numbers that its loss needs and calls
+the pure function that states it; no residual is written a second time. Some learn something beside the policy: log Z,
+V(s_0), a baseline. That is one number for all paths, a table over conditions, or a module of yours, and the objective
+says which. A new objective is a new class with the same two methods, in any file.
+
+Chapter on-policy-rtb-is-reinforce derives the gradients; estimators-and-the-design-space sets them side by side.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from companion import reinforce, rtb, trust_pcl
+from companion.plain import storable
+from companion.samplers.batch import Batch
+from companion.validation import check_number, check_positive_integers
+
+
+class Objective(Protocol):
+    """What :func:`companion.training.fine_tune` asks of an objective."""
+
+    def parameters(self, like: Tensor) -> list[Tensor]:
+        """Return the tensors that are learned beside the policy, of the dtype and on the device of ``like``."""
+
+    def loss(self, batch: Batch, learned: Sequence[Tensor]) -> Tensor:
+        """Return the loss of a batch, a scalar with gradients; ``learned`` is what :meth:`parameters` returned."""
+
+
+# What may be learned beside the policy.
+
+
+@storable
+@dataclass(frozen=True)
+class Scalar:
+    """One number for all paths, ``start`` at first."""
+
+    start: float = 0.0
+
+    def parameters(self, like: Tensor) -> list[Tensor]:
+        """Return the number, 0-d."""
+        return [like.new_full((), self.start).requires_grad_()]
+
+    def of(self, learned: Sequence[Tensor], batch: Batch) -> Tensor:
+        """Return the number, 0-d."""
+        return learned[0]
+
+
+@storable
+@dataclass(frozen=True)
+class Table:
+    """One number for each condition, ``start`` at first; a batch says by ``group``, from 0 on, which one a path has.
+
+    Raises ``ValueError`` for a batch without groups, or with one that the table does not have.
+    """
+
+    conditions: int
+    start: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_positive_integers(conditions=self.conditions)
+
+    def parameters(self, like: Tensor) -> list[Tensor]:
+        """Return the table, ``[conditions]``."""
+        return [like.new_full((self.conditions,), self.start).requires_grad_()]
+
+    def of(self, learned: Sequence[Tensor], batch: Batch) -> Tensor:
+        """Return each path's number, ``[batch]``."""
+        if batch.group is None:
+            raise ValueError(
+                "The batch has no group; expected one for each path. Draw it from a sampler of conditions."
+            )
+        low, high = int(batch.group.min()), int(batch.group.max())
+        if not 0 <= low <= high < self.conditions:
+            raise ValueError(
+                f"group goes from {low} to {high}; expected 0 to {self.conditions - 1}. Enlarge the table."
+            )
+        return learned[0][batch.group.long()]
+
+
+@storable
+@dataclass(frozen=True)
+class StateTable:
+    """One number for each state of a tabular problem, zero at the end of a path and beyond: V(s) of sub-paths.
+
+    Raises ``ValueError`` for a batch without integer states.
+    """
+
+    states: int
+
+    def __post_init__(self) -> None:
+        check_positive_integers(states=self.states)
+
+    def parameters(self, like: Tensor) -> list[Tensor]:
+        """Return the table, ``[states]``, zero at first."""
+        return [like.new_zeros(self.states).requires_grad_()]
+
+    def of(self, learned: Sequence[Tensor], batch: Batch) -> Tensor:
+        """Return the number of each state of each path, ``[batch, steps + 1]``."""
+        states = batch.states
+        if states is None or states.ndim != 2 or states.is_floating_point():
+            raise ValueError(
+                "The batch has no table of states; expected [batch, steps + 1] integers. Use another value."
+            )
+        return learned[0][states]
+
+
+@dataclass(frozen=True)
+class Network:
+    """A module of yours, called with the batch, that returns a number for each path, or for each state of each path.
+
+    ``[batch]`` where an objective asks for log Z, V(s_0) or a baseline, ``[batch, steps + 1]`` where it asks for V on
+    sub-paths. It may share weights with the policy. It has no plain form: what is stored names no weights.
+    """
+
+    module: torch.nn.Module
+
+    def parameters(self, like: Tensor) -> list[Tensor]:
+        """Return the module's own parameters."""
+        return list(self.module.parameters())
+
+    def of(self, learned: Sequence[Tensor], batch: Batch) -> Tensor:
+        """Return what the module says of a batch."""
+        return self.module(batch)
+
+
+Learned = Scalar | Table | StateTable | Network
+
+
+# The objectives.
+
+
+@storable
+@dataclass(frozen=True)
+class RTB:
+    """Relative trajectory balance, log Z learned: :func:`companion.rtb.loss`.
+
+    Attributes:
+        beta: inverse temperature, > 0.
+        log_z: how log Z is learned: :class:`Scalar`, :class:`Table` or :class:`Network`.
+
+    Source: Venkatraman et al. (2024). Derived in chapter ``relative-trajectory-balance``.
+    """
+
+    beta: float = 1.0
+    log_z: Scalar | Table | Network = Scalar()
+
+    def __post_init__(self) -> None:
+        check_number("beta", self.beta, above=0)
+        _check_learned("log_z", self.log_z, (Scalar, Table, Network))
+
+    def parameters(self, like: Tensor) -> list[Tensor]:
+        """Return what log Z is made of."""
+        return self.log_z.parameters(like)
+
+    def loss(self, batch: Batch, learned: Sequence[Tensor]) -> Tensor:
+        """Return half the mean squared residual."""
+        log_z = self.log_z.of(learned, batch)
+        inputs = (batch.log_pi, batch.log_ref, batch.log_reward)
+        return rtb.loss(*inputs, log_z, beta=self.beta, group=batch.group, steps=batch.steps)
+
+
+@storable
+@dataclass(frozen=True)
+class VarGrad:
+    """RTB with log Z of the batch, or of each group of it: :func:`companion.rtb.vargrad_loss`.
+
+    Attributes:
+        beta: inverse temperature, > 0.
+
+    Source: Richter et al. (2020). Derived in chapter ``relative-trajectory-balance``.
+    """
+
+    beta: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_number("beta", self.beta, above=0)
+
+    def parameters(self, like: Tensor) -> list[Tensor]:
+        """Return nothing: nothing is learned beside the policy."""
+        return []
+
+    def loss(self, batch: Batch, learned: Sequence[Tensor]) -> Tensor:
+        """Return half the variance of the residual within each group."""
+        inputs = (batch.log_pi, batch.log_ref, batch.log_reward)
+        return rtb.vargrad_loss(*inputs, beta=self.beta, group=batch.group, steps=batch.steps)
+
+
+@storable
+@dataclass(frozen=True)
+class TrustPCL:
+    """Trust-PCL on whole paths, V(s_0) learned, or on all sub-paths: :func:`companion.trust_pcl.loss`.
+
+    Attributes:
+        kl_weight: lambda, weight of the relative entropy, >= 0; alpha of this book, where there is no entropy bonus.
+        entropy_weight: eta, weight of the entropy, >= 0.
+        gamma: discount, in (0, 1].
+        value: how V is learned: :class:`Scalar`, :class:`Table` or :class:`Network` for V(s_0) on whole paths,
+            :class:`StateTable` or :class:`Network` for V of every state on sub-paths.
+        length: transitions of a sub-path, d; None for whole paths. One sub-path begins at each step, those near the
+            end of a path stop there, and the loss is the sum over where they begin.
+
+    Source: Nachum et al. (2017b). Derived in chapter ``path-consistency``.
+    """
+
+    kl_weight: float = 1.0
+    entropy_weight: float = 0.0
+    gamma: float = 1.0
+    value: Learned = Scalar()
+    length: int | None = None
+
+    def __post_init__(self) -> None:
+        check_number("kl_weight", self.kl_weight, at_least=0)
+        check_number("entropy_weight", self.entropy_weight, at_least=0)
+        check_number("kl_weight + entropy_weight", self.kl_weight + self.entropy_weight, above=0)
+        check_number("gamma", self.gamma, above=0, at_most=1)
+        if self.length is not None:
+            check_positive_integers(length=self.length)
+        kinds = (Scalar, Table, Network) if self.length is None else (StateTable, Network)
+        _check_learned("value", self.value, kinds)
+
+    @property
+    def beta(self) -> float:
+        """Inverse temperature, 1/(kl_weight + entropy_weight)."""
+        return 1 / (self.kl_weight + self.entropy_weight)
+
+    def parameters(self, like: Tensor) -> list[Tensor]:
+        """Return what V is made of."""
+        return self.value.parameters(like)
+
+    def loss(self, batch: Batch, learned: Sequence[Tensor]) -> Tensor:
+        """Return half the mean squared path consistency, summed over sub-paths where there are several."""
+        value = self.value.of(learned, batch)
+        if self.length is None:
+            return self._of(batch, trust_pcl.full_path_values(value, batch.log_pi))
+        total, values = batch.log_pi.shape[1], _ended(value, batch)
+        spans = [(start, min(start + self.length, total)) for start in range(total)]
+        return torch.stack([self._of(batch, values, start=start, stop=stop) for start, stop in spans]).sum()
+
+    def _of(self, batch: Batch, values: Tensor, **span: int) -> Tensor:
+        weights = {"kl_weight": self.kl_weight, "entropy_weight": self.entropy_weight, "gamma": self.gamma}
+        inputs = (batch.log_pi, batch.log_ref, batch.per_step_rewards(), values)
+        return trust_pcl.loss(*inputs, **weights, **span, group=batch.group, steps=batch.steps)
+
+
+@storable
+@dataclass(frozen=True)
+class Reinforce:
+    """REINFORCE with a KL penalty: :func:`companion.reinforce.kl_loss`, and ``critic_loss`` for a learned baseline.
+
+    Attributes:
+        beta: inverse temperature, > 0; the KL weight is 1/beta.
+        baseline: ``"batch_mean"``, ``"leave_one_out"``, ``"none"``, a number, or how one is learned: :class:`Scalar`,
+            :class:`Table` or :class:`Network`.
+        weights: ``"none"``, ``"importance"`` or ``"tempered"``.
+        clip: largest distance of a path's return from the mean return, in nats of the residual; None clips nothing.
+
+    Source: Williams (1992). Derived in chapter ``on-policy-rtb-is-reinforce``.
+    """
+
+    beta: float = 1.0
+    baseline: str | float | Scalar | Table | Network = "batch_mean"
+    weights: str = "none"
+    clip: float | None = None
+
+    def __post_init__(self) -> None:
+        check_number("beta", self.beta, above=0)
+        if isinstance(self.baseline, str):
+            _check_choice("baseline", self.baseline, reinforce.BASELINES)
+        elif isinstance(self.baseline, int | float):
+            check_number("baseline", self.baseline)
+        else:
+            _check_learned("baseline", self.baseline, (Scalar, Table, Network))
+        _check_choice("weights", self.weights, reinforce.WEIGHTS)
+        if self.clip is not None:
+            check_number("clip", self.clip, above=0)
+
+    def parameters(self, like: Tensor) -> list[Tensor]:
+        """Return what the baseline is made of, if it is learned."""
+        return [] if isinstance(self.baseline, str | int | float) else self.baseline.parameters(like)
+
+    def loss(self, batch: Batch, learned: Sequence[Tensor]) -> Tensor:
+        """Return the surrogate of the policy gradient, and the error of a learned baseline.
+
+        Raises ``ValueError`` for weights on paths whose behaviour has no density.
+        """
+        if self.weights != "none" and batch.log_behaviour is None:
+            raise ValueError(
+                f"weights={self.weights!r} with replayed paths, whose behaviour has no density; expected a batch that "
+                "has log_behaviour. Use 'none'."
+            )
+        inputs = (batch.log_pi, batch.log_ref, batch.log_reward)
+        given: dict[str, Any] = {"beta": self.beta, "weights": self.weights, "group": batch.group, "steps": batch.steps}
+        given["log_behaviour"] = None if self.weights == "none" else batch.log_behaviour
+        if isinstance(self.baseline, str | int | float):
+            return reinforce.kl_loss(*inputs, baseline=self.baseline, clip=self.clip, **given)
+        value = self.baseline.of(learned, batch)
+        baseline = value.detach().expand(batch.log_reward.shape)
+        policy = reinforce.kl_loss(*inputs, baseline=baseline, clip=self.clip, **given)
+        return policy + reinforce.critic_loss(*inputs, value, **given)
+
+
+@storable
+@dataclass(frozen=True)
+class PublishedBaseline:
+    """The RL baseline first published beside RTB: :func:`companion.reinforce.published_baseline_loss`.
+
+    Attributes:
+        kl_weight: w, weight of the squared log-ratio, >= 0.
+
+    Source: Venkatraman et al. (2024), their code. Derived in chapter ``anatomy-of-a-baseline``.
+    """
+
+    kl_weight: float = 0.01
+
+    def __post_init__(self) -> None:
+        check_number("kl_weight", self.kl_weight, at_least=0)
+
+    def parameters(self, like: Tensor) -> list[Tensor]:
+        """Return nothing: nothing is learned beside the policy."""
+        return []
+
+    def loss(self, batch: Batch, learned: Sequence[Tensor]) -> Tensor:
+        """Return the loss as published."""
+        inputs = (batch.log_pi, batch.log_ref, batch.log_reward)
+        return reinforce.published_baseline_loss(
+            *inputs, kl_weight=self.kl_weight, group=batch.group, steps=batch.steps
+        )
+
+
+@storable
+@dataclass(frozen=True)
+class Annealed:
+    """Another objective whose inverse temperature rises over the first iterations, from nearly nothing to its own.
+
+    At iteration i it is ``min(1, (i + 1) / (over + 1))`` times its own.
+
+    Attributes:
+        objective: one that has an inverse temperature; the published baseline has none.
+        over: the iterations that it takes, >= 0.
+
+    Source: a remedy for early collapse. Used in chapter ``twenty-five-modes-to-nine``.
+    """
+
+    objective: RTB | VarGrad | TrustPCL | Reinforce
+    over: int
+
+    def __post_init__(self) -> None:
+        check_number("over", self.over, at_least=0)
+        _check_learned("objective", self.objective, (RTB, VarGrad, TrustPCL, Reinforce))
+
+    @property
+    def beta(self) -> float:
+        """Inverse temperature in the end."""
+        return self.objective.beta
+
+    def at(self, iteration: int) -> RTB | VarGrad | TrustPCL | Reinforce:
+        """Return the objective of an iteration."""
+        factor = min(1.0, (iteration + 1) / (self.over + 1))
+        if isinstance(self.objective, TrustPCL):
+            kl_weight, entropy_weight = self.objective.kl_weight / factor, self.objective.entropy_weight / factor
+            return replace(self.objective, kl_weight=kl_weight, entropy_weight=entropy_weight)
+        return replace(self.objective, beta=self.objective.beta * factor)
+
+    def parameters(self, like: Tensor) -> list[Tensor]:
+        """Return what the objective learns."""
+        return self.objective.parameters(like)
+
+    def loss(self, batch: Batch, learned: Sequence[Tensor]) -> Tensor:
+        """Return the loss in the end; :meth:`at` has that of an iteration."""
+        return self.objective.loss(batch, learned)
+
+
+def _ended(values: Tensor, batch: Batch) -> Tensor:
+    """Values that are zero from the end of each path on: a finished path earns nothing more."""
+    count, columns = batch.log_pi.shape
+    if values.shape != (count, columns + 1):
+        raise ValueError(
+            f"value is {tuple(values.shape)}; expected {(count, columns + 1)}, one for each state of each path. Return "
+            "[batch, steps + 1] from the module."
+        )
+    end = torch.full_like(batch.log_reward, columns, dtype=torch.int64) if batch.steps is None else batch.steps
+    before = torch.arange(columns + 1, device=values.device) < end[:, None]
+    return torch.where(before, values, torch.zeros_like(values))
+
+
+def _check_learned(name: str, value: object, kinds: tuple[type, ...]) -> None:
+    if not isinstance(value, kinds):
+        names = ", ".join(kind.__name__ for kind in kinds)
+        raise ValueError(f"{name} is {value!r}; expected one of {names}. Choose one of these.")
+
+
+def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}; expected one of {tuple(choices)}. Choose one of these.")

@@ -1,0 +1,79 @@
+"""Drifts in closed form: the one that ends in a mixture of Gaussians, and classifier guidance.
+
+A mixture has its drift in closed form, so that a prior needs no training, and its posterior a drift to compare with.
+Guidance pushes any prior's drift along the gradient of the reward, and trains nothing.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from companion.samplers.diffusion import Drift, Process
+from companion.targets import GaussianMixture
+from companion.validation import check_number
+
+
+class MixtureDrift:
+    """The drift that takes Brownian motion of the process's variance from 0 at time 0 to a mixture at time 1.
+
+    It is E[(s_1 - s_t) / (1 - t) | s_t], in closed form for Gaussians (the Doob transform, or Foellmer drift). With
+    finitely many steps the samples follow the mixture only nearly; the discretised process is then the reference.
+
+    Source: Foellmer's drift, as in Zhang and Chen (2022). Used in chapter ``twenty-five-modes-to-nine``.
+    """
+
+    def __init__(self, process: Process, mixture: GaussianMixture) -> None:
+        if mixture.means.shape[1] != process.dim:
+            raise ValueError(
+                f"mixture has dimension {mixture.means.shape[1]}; expected {process.dim}. Match the process."
+            )
+        self.process, self.mixture = process, mixture
+
+    def __call__(self, states: Tensor, times: Tensor) -> Tensor:
+        """Return the drift at ``states``, ``[..., dim]``, and ``times`` in [0, 1), which broadcast to ``[...]``.
+
+        At time 0 the state is taken to be 0, where every path begins.
+        """
+        time = times[..., None, None]
+        bridge = self.process.variance * time * (1 - time)
+        spread = time.square() * self.mixture.variance + bridge  # of s_t, given the component
+        centred = states[..., None, :] - time * self.mixture.means
+        # At time 0 every component puts s_t at 0: the density ratio of the components is then 1.
+        scale = torch.where(spread > 0, spread, torch.ones_like(spread))
+        log_share = self.mixture.weights.log() - 0.5 * (centred.square() / scale).sum(dim=-1)
+        end = self.mixture.means + time * self.mixture.variance / scale * centred
+        mean_end = (log_share.softmax(dim=-1)[..., None] * end).sum(dim=-2)
+        return (mean_end - states) / (1 - times[..., None])
+
+
+class GuidedDrift:
+    """Classifier guidance: the prior's drift, pushed along the gradient of log r at the state of the moment.
+
+    It adds ``strength sigma^2 k/(k + 1) grad log r(s_k)`` at step k. Nothing is trained, and the samples do not follow
+    p*: log r(s_k) stands where the logarithm of the expected reward of the *end* would have to stand.
+
+    Args:
+        process: steps and noise.
+        drift: the prior's.
+        log_reward: log r, ``[n, dim]`` to ``[n]``, differentiable; a gradient that is not finite counts as zero.
+        strength: factor on the gradient, >= 0.
+
+    Source: Dhariwal and Nichol (2021), in the form that Venkatraman et al. (2024) compare with. Used in
+    chapter ``twenty-five-modes-to-nine``.
+    """
+
+    def __init__(
+        self, process: Process, drift: Drift, log_reward: Callable[[Tensor], Tensor], *, strength: float = 1.0
+    ) -> None:
+        check_number("strength", strength, at_least=0)
+        self.process, self.drift, self.log_reward, self.strength = process, drift, log_reward, strength
+
+    def __call__(self, states: Tensor, times: Tensor) -> Tensor:
+        """Return the drift at ``states``, ``[..., dim]``, and ``times``, which broadcast to ``[...]``."""
+        points = states.detach().reshape(-1, self.process.dim).requires_grad_()
+        with torch.enable_grad():
+            (gradient,) = torch.autograd.grad(self.log_reward(points).sum(), points)
+        k = (times * self.process.steps).round()[..., None]
+        push = self.strength * self.process.variance * k / (k + 1) * gradient.nan_to_num(0.0, 0.0, 0.0).view_as(states)
+        return self.drift(states, times) + push

@@ -1,0 +1,131 @@
+"""A policy that is a table: one logit for each edge of an enumerable problem, so that a run can be compared exactly.
+
+It is trained by the same loop as networks are. On every path at once, each path once, a loss is no estimate: the mean
+over the batch is an expectation under a law that draws all paths equally often, and self-normalised importance weights
+make it one under the policy. Chapter ``enumerable-ground-truth`` trains everything so.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from companion.mdp import Paths, Problem, enumerate_paths, log_softmax
+from companion.plain import storable
+from companion.samplers.batch import Batch, Fading, at, check_behaviour
+from companion.validation import check_generator, check_number, check_positive_integers
+
+
+@storable
+@dataclass(frozen=True)
+class UniformMixture:
+    """A behaviour: at each step, with probability ``epsilon``, a uniform action in place of the policy's.
+
+    Raises ``ValueError`` for an epsilon outside [0, 1].
+    """
+
+    epsilon: float | Fading = 0.0
+
+    def __post_init__(self) -> None:
+        check_number("epsilon", at(self.epsilon, 0), at_least=0, at_most=1)
+
+
+@storable
+@dataclass(frozen=True)
+class EveryPath:
+    """A behaviour: every path of the problem, once; as a law, each path equally often. Nothing is drawn."""
+
+
+class TabularSampler:
+    """A policy with one logit for each edge of an enumerable problem.
+
+    Args:
+        problem: a tree or graph with finite rewards.
+        logits: ``[edges]``, to be trained; the policy is their softmax over the edges that leave a state. By default
+            those of the reference.
+
+    Raises ``ValueError`` for logits of another shape, or that require no gradient.
+
+    Source: the problems of :mod:`companion.mdp`. Used in chapter ``enumerable-ground-truth``.
+    """
+
+    def __init__(self, problem: Problem, logits: Tensor | None = None) -> None:
+        logits = problem.log_ref.clone().requires_grad_() if logits is None else logits
+        if logits.shape != problem.log_ref.shape or not logits.requires_grad:
+            raise ValueError(
+                f"logits is {tuple(logits.shape)}; expected {tuple(problem.log_ref.shape)}, one for each edge, that "
+                "requires a gradient. Pass problem.log_ref.clone().requires_grad_()."
+            )
+        self.problem, self.logits, self.paths = problem, logits, enumerate_paths(problem)
+
+    def parameters(self) -> list[Tensor]:
+        """Return the tensors to be trained: the logits."""
+        return [self.logits]
+
+    def log_policy(self) -> Tensor:
+        """Return the policy, ``[edges]``, nats. Keeps gradients."""
+        return log_softmax(self.problem, self.logits)
+
+    def log_law(self) -> Tensor:
+        """Return log p(tau) of every path, ``[paths]``, nats, in the order of ``paths``; a constant."""
+        return self.paths.log_prob(self.log_policy().detach())
+
+    def draw(
+        self,
+        n: int,
+        generator: torch.Generator,
+        behaviour: UniformMixture | EveryPath | None = None,
+        iteration: int = 0,
+    ) -> Batch:
+        """Draw ``n`` paths, or list every one.
+
+        Raises ``ValueError`` for a behaviour of another sampler, or an ``n`` other than the number of paths where every
+        path is asked for.
+        """
+        check_positive_integers(n=n)
+        check_generator(generator)
+        behaviour = UniformMixture() if behaviour is None else behaviour
+        check_behaviour(behaviour, (UniformMixture, EveryPath))
+        if isinstance(behaviour, EveryPath):
+            return self._every(n)
+        mixed = self._mixed(at(behaviour.epsilon, iteration))
+        law = self.paths.log_prob(mixed)
+        index = torch.multinomial(law.exp(), n, replacement=True, generator=generator)
+        drawn = self.paths.select(index)
+        return self._scored(drawn, drawn.per_step(mixed))
+
+    def log_weights(self, paths: Paths, *, beta: float = 1.0) -> Tensor:
+        """Return e of given paths, ``[n]``: see :meth:`companion.samplers.batch.Batch.log_weights`."""
+        return self._scored(paths, None).log_weights(beta=beta)
+
+    def _every(self, n: int) -> Batch:
+        if n != len(self.paths):
+            raise ValueError(
+                f"n is {n} with every path asked for; expected {len(self.paths)}, the number of paths. Set the "
+                "schedule's batch to that."
+            )
+        steps = self._lengths(self.paths)[:, None]
+        law = -torch.tensor(float(n), dtype=self.logits.dtype).log()  # spread over the steps of each path
+        log_behaviour = torch.where(self.paths.edges >= 0, law / steps, 0.0)
+        return self._scored(self.paths, log_behaviour)
+
+    def _mixed(self, epsilon: float) -> Tensor:
+        policy = self.log_policy().detach().exp()
+        uniform = 1 / self.problem.out_degree[self.problem.source].to(policy)
+        return ((1 - epsilon) * policy + epsilon * uniform).log()
+
+    def _scored(self, paths: Paths, log_behaviour: Tensor | None) -> Batch:
+        rewards = paths.per_step(self.problem.rewards)
+        return Batch(
+            paths.per_step(self.log_policy()),
+            paths.per_step(self.problem.log_ref),
+            rewards.sum(dim=1),
+            log_behaviour,
+            rewards,
+            steps=self._lengths(paths),
+            states=paths.states,
+        )
+
+    @staticmethod
+    def _lengths(paths: Paths) -> Tensor:
+        return (paths.edges >= 0).sum(dim=1)

@@ -1,0 +1,29 @@
+"""What a run leaves behind, column by column."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass
+class History:
+    """What a run left behind.
+
+    Attributes:
+        steps: by name, one number per iteration: the loss, the mean of log r, the ELBO estimate of the batch (a mean
+            over the behaviour's paths), the learned number where there is just one, seconds of processor time so far.
+        evaluations: by name, one number per evaluation; ``"iteration"`` says after how many steps.
+        diverged_at: the iteration whose loss or gradient was not finite, where the run stopped; None if none was.
+    """
+
+    steps: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    evaluations: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    diverged_at: int | None = None
+
+    def append(self, table: str, row: Mapping[str, float]) -> None:
+        """Add one row to ``"steps"`` or ``"evaluations"``."""
+        columns = getattr(self, table)
+        for name, value in row.items():
+            columns[name] = np.append(columns.get(name, np.empty(0)), float(value))
