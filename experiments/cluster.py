@@ -50,7 +50,7 @@ def imported(root: str, module: str) -> None:
         found = f"{type(error).__name__}: {error}"
     if found:
         raise RuntimeError(
-            f"The worker {get_worker().address} cannot import {module} from {root}: it found {found}. Expected this folder "
-            f"under the same path on every node, and companion in the worker's environment, {sys.prefix}. Share the "
-            "folder, install the project there, and start the worker anew."
+            f"The worker {get_worker().address} cannot import {module} from {root}: it found {found}. Expected this "
+            f"folder under the same path on every node, and companion in the worker's environment, {sys.prefix}. Share "
+            "the folder, install the project there, and start the worker anew."
         )

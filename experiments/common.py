@@ -1,7 +1,7 @@
 """What every study shares: tasks run through joblib or on a cluster, results written as records, runs that resume.
 
-A task whose result is there is skipped; one that was interrupted goes on from its checkpoint. ``--backend dask`` spreads
-the tasks over a cluster whose workers see this folder under the same path.
+A task whose result is there is skipped; one that was interrupted goes on from its checkpoint. ``--backend dask``
+spreads the tasks over a cluster whose workers see this folder under the same path.
 """
 
 import argparse
@@ -64,11 +64,9 @@ def settings(objective, schedule, behaviour=None) -> dict[str, Any]:
 
 def fine_tune(task: Mapping[str, Any], sampler: Sampler, draws: torch.Generator, **options) -> training.History:
     """Train a sampler as a task says; ``options`` are those of :func:`companion.training.fine_tune`."""
-    objective, *rest = (plain.from_plain(task[name]) for name in ("objective", "schedule", "behaviour"))
-    schedule, behaviour = rest
-    return training.fine_tune(
-        sampler, objective, schedule=schedule, behaviour=behaviour, generator=draws, **options
-    )
+    objective = plain.from_plain(task["objective"])
+    given = {name: plain.from_plain(task[name]) for name in ("schedule", "behaviour")}
+    return training.fine_tune(sampler, objective, generator=draws, **given, **options)
 
 
 def main(*names: str) -> None:

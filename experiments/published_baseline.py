@@ -1,8 +1,8 @@
 """The first published baseline at several weights, from the prior and from its predicted optimum (claims B1, B3).
 
 Claim B1 gives the optimum in closed form, p_ref exp((1 - 1/n) r/(2w)). A run from the prior mixes two things, where the
-optimum lies and whether training gets there; a run that starts at the optimum tells them apart. Chapter
-``anatomy-of-a-baseline`` reads this.
+optimum lies and whether training gets there; a run that starts at the optimum tells them apart. Read by chapter
+``anatomy-of-a-baseline``.
 """
 
 import copy

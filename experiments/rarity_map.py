@@ -3,8 +3,7 @@
 Nine modes in the plane, three of which the target keeps, in equal parts; together they hold a share ``rarity`` of the
 prior. The prior's drift is known in closed form, and a network that starts at zero is added to it. One method is
 used throughout, RTB with log Z from the batch: without exploration its gradient is that of on-policy REINFORCE + KL
-(claim O4), so the first column of the map is the on-policy method. Chapter ``when-off-policy-pays``
-reads the results.
+(claim O4), so the first column of the map is the on-policy method. Read by chapter ``when-off-policy-pays``.
 """
 
 from itertools import product

@@ -2,8 +2,8 @@
 
 Beside the published settings stand runs of the on-policy method with one remedy each for its early collapse.
 
-Source: Venkatraman et al. (2024); the corrected baselines are those of Deleu et al. (2025). Read by
-chapter ``twenty-five-modes-to-nine``.
+Source: Venkatraman et al. (2024); the corrected baselines are those of Deleu et al. (2025). Read by chapter
+``twenty-five-modes-to-nine``.
 """
 
 import copy

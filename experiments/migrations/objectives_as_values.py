@@ -40,7 +40,8 @@ def behaviour(old: dict[str, Any]) -> samplers.Exploration | None:
     start, until, end = (old[name] for name in ("exploration", "explore_until", "explore_to"))
     if not (start or old["replayed"]):
         return None
-    return samplers.Exploration(samplers.Fading(start, until, end) if start else 0.0, old["replayed"], old["replay_until"])
+    noise = samplers.Fading(start, until, end) if start else 0.0
+    return samplers.Exploration(noise, old["replayed"], old["replay_until"])
 
 
 def configuration(study: str, old: dict[str, Any]) -> dict[str, Any]:
@@ -81,5 +82,5 @@ def split(path: Path) -> int:
 
 
 if __name__ == "__main__":
-    found = sorted(RESULTS.glob("*/*.json"))
-    print(f"{sum(map(migrate, found))} of {len(found)} runs migrated, and {split(RESULTS / 'benchmark.json')} benchmarks")
+    print(f"migrated: {sum(map(migrate, sorted(RESULTS.glob('*/*.json'))))} runs of studies")
+    print(f"migrated: {split(RESULTS / 'benchmark.json')} runs of the benchmark")

@@ -71,7 +71,7 @@ def folder() -> Path:
 
 
 def studies() -> list[str]:
-    """Return the names of the studies that have results, in alphabetical order. Raises ``ValueError`` as :func:`folder`."""
+    """Return the names of the studies that have results, in alphabetical order. Raises ``ValueError`` as ``folder``."""
     scripts = folder().parent / "experiments"
     return sorted(path.name for path in folder().iterdir() if (scripts / f"{path.name}.py").is_file())
 
@@ -93,8 +93,8 @@ def read(path: Path) -> Run:
     record = json.loads(path.read_text())
     if tuple(record) != _KEYS or record["schema"] != SCHEMA:
         raise ValueError(
-            f"{path} has the keys {tuple(record)} and schema {record.get('schema')}; expected {_KEYS}, schema {SCHEMA}. "
-            "Migrate it (experiments/migrations), or make it again."
+            f"{path} has the keys {tuple(record)} and schema {record.get('schema')}; expected {_KEYS} and schema "
+            f"{SCHEMA}. Migrate it (experiments/migrations), or make it again."
         )
     history = record["history"]
     steps, evaluations = (
