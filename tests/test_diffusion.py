@@ -7,7 +7,7 @@ import torch
 from helpers import tensor
 
 from companion import metrics, targets
-from companion.samplers import diffusion, networks
+from companion.samplers import diffusion, drifts, networks
 
 PROCESS = diffusion.Process(steps=4, variance=2.0, dim=2)
 
@@ -83,7 +83,7 @@ def test_brownian_motion_needs_no_drift():
     one = targets.GaussianMixture(tensor([[0.0, 0.0]]), tensor([1.0]), 2.0)
     states = torch.randn(7, 4, 2, generator=generator(6), dtype=torch.float64)
     states[:, 0] = 0  # every path begins there
-    drift = diffusion.MixtureDrift(PROCESS, one)(states, PROCESS.times(states))
+    drift = drifts.MixtureDrift(PROCESS, one)(states, PROCESS.times(states))
     assert drift.abs().max() < 1e-14
 
 
@@ -92,7 +92,7 @@ def test_the_drift_of_a_mixture_is_the_conditional_mean_of_the_end(time):
     """E[(s_1 - s_t) / (1 - t) | s_t] by quadrature: the law of s_1 is the mixture, and s_t given s_1 is a bridge."""
     process = diffusion.Process(steps=10, variance=5.0, dim=1)
     mixture = targets.GaussianMixture(tensor([[-2.0], [0.0], [3.0]]), tensor([0.2, 0.5, 0.3]), 0.3)
-    found = diffusion.MixtureDrift(process, mixture)
+    found = drifts.MixtureDrift(process, mixture)
     ends = torch.linspace(-8, 9, 40_001, dtype=torch.float64)
     for state in (0.0,) if time == 0 else (-1.0, 0.3, 2.0):
         log_law = mixture.log_prob(ends[:, None])
@@ -108,7 +108,7 @@ def test_the_mixture_process_nearly_ends_in_the_mixture():
     """The example's prior at T = 100: 20,000 paths; equal modes within 5 standard errors; variance .33, not .30."""
     process = diffusion.Process()
     prior = targets.twenty_five_to_nine().prior
-    ends = diffusion.rollout(process, diffusion.MixtureDrift(process, prior), 20_000, generator(7))[:, -1]
+    ends = diffusion.rollout(process, drifts.MixtureDrift(process, prior), 20_000, generator(7))[:, -1]
     weights = metrics.mode_weights(ends, prior)
     assert (weights - 1 / 25).abs().max() < 5 * math.sqrt(0.04 * 0.96 / 20_000)
     within = (ends - prior.means[prior.nearest(ends)]).square().mean()
@@ -137,7 +137,7 @@ def good_states():
         (lambda: diffusion.log_prob(PROCESS, linear, None), "states is NoneType"),
         (lambda: diffusion.log_prob(PROCESS, lambda s, t: None, good_states()), "The drift is NoneType"),
         (
-            lambda: diffusion.MixtureDrift(
+            lambda: drifts.MixtureDrift(
                 PROCESS, targets.GaussianMixture(torch.zeros(1, 3), torch.ones(1), variance=1.0)
             ),
             "dimension 3",

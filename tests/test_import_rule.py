@@ -18,7 +18,13 @@ ALLOWED = {"torch", "typing", "companion.validation"}
 RANKS = [
     {"companion", "companion.validation"},
     {"companion.rtb", "companion.trust_pcl", "companion.reinforce", "companion.optimisers"},
-    {"companion.mdp", "companion.samplers.diffusion", "companion.samplers.networks", "companion.autoregressive", "companion.targets"},
+    {
+        "companion.mdp",
+        "companion.samplers.diffusion",
+        "companion.samplers.networks",
+        "companion.autoregressive",
+        "companion.targets",
+    },
     {"companion.metrics", "companion.samplers", "companion.training", "companion.statistics", "companion.records"},
 ]
 OBJECTIVES = sorted(RANKS[1])

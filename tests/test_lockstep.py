@@ -135,7 +135,9 @@ def refuses(call, *words: str) -> None:
 @pytest.mark.parametrize("bad", ["sgd", "RMSprop", "", None, torch.optim.SGD, ["SGD"]])
 def test_an_unknown_optimiser_is_refused(bad):
     """The message lists those that are known."""
-    refuses(lambda: optimisers.rescale(bad, {}, gradient=2.0), f"optimiser is {bad!r}", "SGD", "Adam", "AdamW", "Choose")
+    refuses(
+        lambda: optimisers.rescale(bad, {}, gradient=2.0), f"optimiser is {bad!r}", "SGD", "Adam", "AdamW", "Choose"
+    )
     refuses(lambda: optimisers.trust_pcl_settings(bad, {}, {}, alpha=2.0), f"optimiser is {bad!r}", "Choose")
 
 

@@ -11,7 +11,7 @@ import torch
 from helpers import generator
 from torch import Tensor
 
-from companion.samplers import diffusion, networks
+from companion.samplers import diffusion, drifts, networks, tape
 
 #: Steps, paths, rows of a block, width, dimension. A block holds the rows' whole number of steps, and one at least.
 SIZES = [
@@ -76,7 +76,7 @@ def assert_right(network, *given, moves: Tensor | None = None, tolerance=EXACT) 
 @pytest.mark.parametrize(("steps", "n", "rows", "width", "dim"), SIZES)
 def test_drifts_and_gradients_are_those_of_the_plain_network(monkeypatch, steps, n, rows, width, dim):
     """Whatever the size of a block, and wherever the last one ends."""
-    monkeypatch.setattr(networks, "BLOCK_ROWS", rows)
+    monkeypatch.setattr(tape, "BLOCK_ROWS", rows)
     network = made(steps, width, dim)
     assert_right(network, *drawn(network, n, steps))
 
@@ -84,7 +84,7 @@ def test_drifts_and_gradients_are_those_of_the_plain_network(monkeypatch, steps,
 @pytest.mark.parametrize(("steps", "n", "rows", "width", "dim"), SIZES)
 def test_a_pass_without_gradients_gives_the_same_drifts(monkeypatch, steps, n, rows, width, dim):
     """It works in the memory of one block."""
-    monkeypatch.setattr(networks, "BLOCK_ROWS", rows)
+    monkeypatch.setattr(tape, "BLOCK_ROWS", rows)
     network = made(steps, width, dim)
     states, times, _ = drawn(network, n, steps)
     with torch.no_grad():
@@ -95,7 +95,7 @@ def test_a_pass_without_gradients_gives_the_same_drifts(monkeypatch, steps, n, r
 
 def test_single_precision_is_near_double(monkeypatch):
     """Angles up to 100 are exact to 4e-6 in float32; sums of a few hundred terms keep five digits."""
-    monkeypatch.setattr(networks, "BLOCK_ROWS", 7)
+    monkeypatch.setattr(tape, "BLOCK_ROWS", 7)
     network = made(width=16, dtype=torch.float32)
     states, times, direction = drawn(network)
     exact = copy.deepcopy(network).double()
@@ -131,7 +131,7 @@ def test_states_that_need_gradients_get_them():
 
 def test_gradients_reach_every_parameter(monkeypatch):
     """The phases too."""
-    monkeypatch.setattr(networks, "BLOCK_ROWS", 7)
+    monkeypatch.setattr(tape, "BLOCK_ROWS", 7)
     network = made()
     states, times, direction = drawn(network)
     (network(states, times) * direction).sum().backward()
@@ -159,7 +159,7 @@ class Once(torch.autograd.Function):
 
 def test_gradients_are_those_of_finite_differences(monkeypatch):
     """Of every parameter, by torch's gradcheck."""
-    monkeypatch.setattr(networks, "BLOCK_ROWS", 5)
+    monkeypatch.setattr(tape, "BLOCK_ROWS", 5)
     network = made(steps=3, width=3)
     given = drawn(network, n=2, steps=3)
     assert torch.autograd.gradcheck(
@@ -180,7 +180,7 @@ def test_second_derivatives_are_refused():
 @pytest.mark.parametrize("rows", [3, 7, 5000])
 def test_a_rollout_and_a_batched_pass_agree(monkeypatch, rows):
     """The tape filled step by step has the drifts and gradients of the one filled at once, and of the plain network."""
-    monkeypatch.setattr(networks, "BLOCK_ROWS", rows)
+    monkeypatch.setattr(tape, "BLOCK_ROWS", rows)
     network = made()
     states, moves = diffusion.traced_rollout(PROCESS, network, 3, generator(2), dtype=torch.float64)
     times, direction = PROCESS.times(states), drawn(network)[2]
@@ -239,7 +239,7 @@ def test_a_later_pass_leaves_earlier_results_alone():
         results += [diffusion.traced_rollout(PROCESS, network, 3, generator(3), dtype=torch.float64)[1]]
     moves = network(states, times)
     moves.sum().backward()
-    records.append(moves.detach())
+    results.append(moves.detach())
     before = [result.clone() for result in results]
     network(others, times).sum().backward()
     with torch.no_grad():
@@ -489,7 +489,7 @@ def test_a_network_that_overflows_is_refused():
 
 def test_guidance_adds_the_gradient_of_the_reward():
     """At step k, strength sigma^2 k / (k + 1) times it; here log r = -x^2, so that the gradient is -2 x."""
-    drift = diffusion.GuidedDrift(PROCESS, linear, lambda x: -x.square().sum(dim=1), strength=0.5)
+    drift = drifts.GuidedDrift(PROCESS, linear, lambda x: -x.square().sum(dim=1), strength=0.5)
     states, times, _ = drawn(made())
     expected = linear(states, times)
     for k in range(5):
@@ -500,6 +500,6 @@ def test_guidance_adds_the_gradient_of_the_reward():
 
 @pytest.mark.parametrize("reward", [math.nan, math.inf, -math.inf])
 def test_a_reward_without_a_finite_gradient_does_not_guide(reward):
-    drift = diffusion.GuidedDrift(PROCESS, linear, lambda x: reward * x.sum(dim=1))
+    drift = drifts.GuidedDrift(PROCESS, linear, lambda x: reward * x.sum(dim=1))
     states, times, _ = drawn(made())
     torch.testing.assert_close(drift(states, times), linear(states, times), **EXACT)

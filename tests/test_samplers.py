@@ -7,7 +7,8 @@ import torch
 from helpers import generator, listed_paths, padded, random_graph, random_policy, summed, tensor
 
 from companion import mdp, metrics, samplers, targets
-from companion.samplers import diffusion, networks
+from companion.samplers import EveryPath, Exploration, Fading, UniformMixture, diffusion, drifts, networks
+from companion.samplers.batch import at
 
 PROCESS = diffusion.Process(steps=4, variance=2.0)
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
@@ -51,7 +52,7 @@ def assert_scored(sampler, states, batch, rows=slice(None), rewards=None) -> Non
 def test_a_batch_holds_the_scores_of_its_paths(exploration):
     """Exploration draws other paths, and widens the behaviour's density alone."""
     sampler = made()
-    batch = sampler.draw(6, generator(1), exploration=exploration)
+    batch = sampler.draw(6, generator(1), Exploration(exploration))
     options = {"extra_std": exploration, "dtype": torch.float64}
     states = diffusion.rollout(PROCESS, sampler.policy, 6, generator(1), **options)
     assert_scored(sampler, states, batch)
@@ -64,7 +65,7 @@ def test_only_the_policy_has_a_gradient():
     """It is that of the log-probability at given paths; the reference is a module here, and gets none."""
     sampler = made()
     sampler.reference = networks.DriftNetwork(PROCESS, generator(9), width=5).double()
-    batch = sampler.draw(6, generator(1), exploration=0.5)
+    batch = sampler.draw(6, generator(1), Exploration(0.5))
     assert batch.log_pi.requires_grad
     assert not any(x.requires_grad for x in (batch.log_ref, batch.log_reward, batch.log_behaviour))
     assert [id(parameter) for parameter in sampler.parameters()] == [id(p) for p in sampler.policy.parameters()]
@@ -77,7 +78,7 @@ def test_only_the_policy_has_a_gradient():
 
 def test_a_batch_has_the_dtype_of_the_policy():
     batch = made(dtype=torch.float32).draw(2, generator(1))
-    assert {x.dtype for x in vars(batch).values()} == {torch.float32}
+    assert {x.dtype for x in vars(batch).values() if x is not None} == {torch.float32}
 
 
 @pytest.mark.parametrize(
@@ -86,7 +87,7 @@ def test_a_batch_has_the_dtype_of_the_policy():
 def test_a_share_of_the_paths_is_replayed(n, share, old):
     """The nearest whole number; fresh ones come first; each is scored under the policy as it is now."""
     sampler = made(stored())
-    batch = sampler.draw(n, generator(1), replayed=share)
+    batch = sampler.draw(n, generator(1), Exploration(replayed=share))
     assert len(batch.log_pi) == len(batch.log_ref) == len(batch.log_reward) == n
     assert batch.log_behaviour is None
     if old < n:
@@ -98,13 +99,13 @@ def test_a_share_of_the_paths_is_replayed(n, share, old):
 
 
 def test_a_share_that_rounds_to_nothing_keeps_the_behaviour():
-    batch, alone = made(stored()).draw(8, generator(1), replayed=0.06), made().draw(8, generator(1))
+    batch, alone = made(stored()).draw(8, generator(1), Exploration(replayed=0.06)), made().draw(8, generator(1))
     assert torch.equal(batch.log_behaviour, alone.log_behaviour)
 
 
 def test_paths_are_replayed_as_often_as_their_weights_say():
     """In proportion to 1, 2, 7: 5,000 draws, within 5 standard errors."""
-    rewards = made(stored()).draw(5000, generator(2), replayed=1.0).log_reward
+    rewards = made(stored()).draw(5000, generator(2), Exploration(replayed=1.0)).log_reward
     counts = torch.bincount(rewards.long(), minlength=3) / 5000
     for share, chance in zip(counts.tolist(), (0.1, 0.2, 0.7), strict=True):
         assert abs(share - chance) < 5 * math.sqrt(chance * (1 - chance) / 5000)
@@ -114,7 +115,7 @@ def test_paths_are_replayed_as_often_as_their_weights_say():
 def test_resampled_prior_paths_end_in_the_modes_of_the_tilted_prior(beta):
     """Mode weights near those of posterior^beta prior^(1 - beta), the prior's being equal: 10,000 paths, 50 steps."""
     process, tilt = diffusion.Process(steps=50), targets.twenty_five_to_nine()
-    prior = diffusion.MixtureDrift(process, tilt.prior)
+    prior = drifts.MixtureDrift(process, tilt.prior)
     store = samplers.resampled_prior_paths(process, prior, tilt.log_reward, 10_000, generator(5), beta=beta)
     drawn = torch.multinomial(store.weights, 50_000, replacement=True, generator=generator(6))
     weights = metrics.mode_weights(store.states[drawn, -1], tilt.prior)
@@ -175,7 +176,7 @@ def tabular(seed=0, exploration=0.0):
 def test_tabular_draws_have_the_exact_law_and_scores(exploration):
     """Of every path that plain recursion lists: 20,000 draws, within 5 standard errors; scores to rounding."""
     sampler, policy, paths, mixed = tabular(exploration=exploration)
-    batch = sampler.draw(20_000, generator(7), exploration=exploration)
+    batch = sampler.draw(20_000, generator(7), UniformMixture(exploration))
     by_reference = padded(sampler.problem.log_ref, paths)
     same = (batch.log_ref[:, None] == by_reference).all(dim=2)
     assert bool((same.sum(dim=1) == 1).all())  # the reference is random: it tells paths apart
@@ -191,7 +192,7 @@ def test_tabular_draws_have_the_exact_law_and_scores(exploration):
 def test_only_the_logits_have_a_gradient():
     """Over the paths drawn: at each state the times an edge was taken, less its probability for each visit."""
     sampler, policy, _, _ = tabular()
-    batch = sampler.draw(50, generator(1), exploration=0.5)
+    batch = sampler.draw(50, generator(1), UniformMixture(0.5))
     assert not any(x.requires_grad for x in (batch.log_ref, batch.log_reward, batch.log_behaviour))
     assert sampler.parameters() == [sampler.logits]
     (found,) = torch.autograd.grad(batch.log_pi.sum(), sampler.logits)
@@ -206,7 +207,84 @@ def test_an_edge_never_taken_is_never_drawn():
     problem = mdp.tree(2, 1).with_rewards(tensor([5.0, 7.0]))
     sampler = samplers.TabularSampler(problem, tensor([0.0, -math.inf]).requires_grad_())
     assert sampler.draw(50, generator(0)).log_reward.tolist() == [5.0] * 50
-    assert 7.0 in sampler.draw(50, generator(0), exploration=0.5).log_reward.tolist()
+    assert 7.0 in sampler.draw(50, generator(0), UniformMixture(0.5)).log_reward.tolist()
+
+
+def test_every_path_comes_once_with_a_uniform_law_spread_over_its_own_steps():
+    """On a graph with paths of several lengths: as plain recursion lists them."""
+    sampler, policy, paths, _ = tabular()
+    batch = sampler.draw(len(paths), generator(0), EveryPath())
+    order = [paths.index([edge for edge in row if edge >= 0]) for row in sampler.paths.edges.tolist()]
+    assert sorted(order) == list(range(len(paths))) and len({len(path) for path in paths}) > 1
+    listed = [paths[k] for k in order]
+    assert batch.steps.tolist() == [len(path) for path in listed]
+    torch.testing.assert_close(batch.log_pi, padded(policy, listed), **EXACT)
+    torch.testing.assert_close(batch.rewards, padded(sampler.problem.rewards, listed), **EXACT)
+    for row, path in zip(batch.log_behaviour.tolist(), listed, strict=True):
+        even = -math.log(len(paths)) / len(path)
+        assert row == pytest.approx([even] * len(path) + [0.0] * (len(row) - len(path)), rel=1e-12)
+    torch.testing.assert_close(sampler.log_law(), tensor(summed(policy, listed)), **EXACT)
+
+
+def mixture_sampler(steps=4):
+    """Two drifts in closed form, from the prior to the posterior, in double precision."""
+    process, tilt = diffusion.Process(steps=steps), targets.twenty_five_to_nine(dtype=torch.float64)
+    policy, prior = (drifts.MixtureDrift(process, mixture) for mixture in (tilt.posterior, tilt.prior))
+    return samplers.DiffusionSampler(process, policy, prior, tilt.log_reward)
+
+
+@pytest.mark.parametrize("beta", [1.0, 0.3])
+def test_the_log_weights_of_paths_are_a_methods_of_each_sampler(beta):
+    """beta log r less the log-ratio, path by path; in float64 even of float32 paths, with the policy's gradients."""
+    sampler, policy, paths, _ = tabular()
+    rewards, refs, logs = (summed(edge, paths) for edge in (sampler.problem.rewards, sampler.problem.log_ref, policy))
+    wanted = [beta * r - p + q for r, p, q in zip(rewards, logs, refs, strict=True)]
+    found = sampler.log_weights(sampler.paths, beta=beta)
+    assert sorted(found.tolist()) == pytest.approx(sorted(wanted)) and found.requires_grad
+    continuous = made(dtype=torch.float32)
+    states = diffusion.rollout(PROCESS, continuous.policy, 5, generator(1))
+    e = continuous.log_weights(states, beta=beta)
+    assert e.dtype == torch.float64 and e.requires_grad
+    scores = [diffusion.log_prob(PROCESS, u, states).double().sum(dim=1) for u in (continuous.policy, reference)]
+    torch.testing.assert_close(e, beta * log_reward(states[:, -1]).double() - (scores[0] - scores[1]), **EXACT)
+    known = mixture_sampler()  # of drifts in closed form, which no training needs
+    states = diffusion.rollout(known.process, reference, 3, generator(1), dtype=torch.float64)
+    assert known.log_weights(states).shape == (3,)
+
+
+@pytest.mark.claim("X3")
+@pytest.mark.parametrize(
+    ("number", "points"),
+    [
+        (Fading(0.5, 500, 4500), {0: 0.5, 1: 0.5, 500: 0.5, 501: 0.5 * 3999 / 4500, 2250: 0.25, 3600: 0.1}),
+        (Fading(0.5, 500, 4500), {4499: 0.5 / 4500, 4500: 0.0, 4501: 0.0, 4999: 0.0}),
+        (Fading(2.0, 0, 4), {0: 2.0, 1: 1.5, 3: 0.5, 4: 0.0}),
+        (Fading(2.0, 4, 4), {0: 2.0, 3: 2.0, 4: 0.0}),
+        (0.7, {0: 0.7, 4999: 0.7}),
+    ],
+    ids=str,
+)
+def test_what_fades_at_points_worked_out_by_hand(number, points):
+    """The first row is the published schedule of exploration; a plain number does not fade."""
+    assert {i: at(number, i) for i in points} == pytest.approx(points, rel=1e-12, abs=0)
+
+
+def test_replay_lasts_as_long_as_it_should():
+    for behaviour, points in (
+        (Exploration(), {0: 0.0}),
+        (Exploration(replayed=0.5), {0: 0.5, 4999: 0.5}),
+        (Exploration(replayed=0.5, replay_until=3), {0: 0.5, 2: 0.5, 3: 0.0}),
+        (Exploration(replayed=0.5, replay_until=0), {0: 0.0}),
+    ):
+        assert {i: behaviour.replayed_at(i) for i in points} == points
+
+
+def test_the_iteration_decides_what_is_drawn():
+    """Half of the noise is left at iteration 2 of 4, and the replay is over."""
+    behaviour = Exploration(Fading(0.8, 0, 4), replayed=0.5, replay_until=2)
+    later, plain = made(stored()).draw(8, generator(1), behaviour, 2), made().draw(8, generator(1), Exploration(0.4))
+    assert torch.equal(later.log_behaviour, plain.log_behaviour)
+    assert made(stored()).draw(8, generator(1), behaviour, 1).log_behaviour is None
 
 
 # Refusals.
@@ -220,11 +298,23 @@ LOGITS = PROBLEM.log_ref
     [
         (lambda: made().draw(0, generator(0)), "n is 0"),
         (lambda: made().draw(4, None), "generator is None"),
-        (lambda: made(stored()).draw(4, None, replayed=1.0), "generator is None"),
-        (lambda: made().draw(4, generator(0), replayed=0.5), "there is no store"),
-        (lambda: made(stored()).draw(4, generator(0), replayed=-0.1), "replayed is -0.1"),
-        (lambda: made(stored()).draw(4, generator(0), replayed=1.1), "replayed is 1.1"),
-        (lambda: made().draw(4, generator(0), exploration=-0.1), "extra_std is -0.1"),
+        (lambda: made(stored()).draw(4, None, Exploration(replayed=1.0)), "generator is None"),
+        (lambda: made().draw(4, generator(0), Exploration(replayed=0.5)), "there is no store"),
+        (lambda: Exploration(replayed=-0.1), "replayed is -0.1"),
+        (lambda: Exploration(replayed=1.1), "replayed is 1.1"),
+        (lambda: Exploration(-0.1), "noise is -0.1"),
+        (lambda: Exploration(replay_until=5), "replay_until is 5"),
+        (lambda: Exploration(replayed=0.5, replay_until=-1), "replay_until is -1"),
+        (lambda: Fading(-0.5, 0, 10), "start is -0.5"),
+        (lambda: Fading(math.nan, 0, 10), "start is nan"),
+        (lambda: Fading(0.5, -1, 10), "until is -1"),
+        (lambda: Fading(0.5, "500", 10), "until is '500'"),
+        (lambda: Fading(0.5, 20, 10), "end is 10 with until 20"),
+        (lambda: Fading(0.5, 0, 0), "end is 0"),
+        (lambda: made().draw(4, generator(0), UniformMixture(0.5)), "behaviour is UniformMixture"),
+        (lambda: tabular()[0].draw(4, generator(0), Exploration(0.5)), "behaviour is Exploration"),
+        (lambda: tabular()[0].draw(4, generator(0), EveryPath()), "n is 4 with every path asked for"),
+        (lambda: mixture_sampler().parameters(), "policy is a MixtureDrift"),
         (lambda: made(reward=lambda x: x[:, 0] / 0).draw(4, generator(0)), "log_reward holds 4"),
         (lambda: samplers.resampled_prior_paths(PROCESS, reference, log_reward, 4, generator(0), beta=0), "beta is 0"),
         (lambda: samplers.resampled_prior_paths(PROCESS, reference, log_reward, 0, generator(0)), "n is 0"),
@@ -239,9 +329,8 @@ LOGITS = PROBLEM.log_ref
         ),
         (lambda: samplers.TabularSampler(PROBLEM, LOGITS.clone()), "requires a gradient"),
         (lambda: samplers.TabularSampler(PROBLEM, torch.zeros(3, requires_grad=True)), "logits is (3,)"),
-        (lambda: tabular()[0].draw(4, generator(0), exploration=1.5), "exploration is 1.5"),
-        (lambda: tabular()[0].draw(4, generator(0), exploration=-0.5), "exploration is -0.5"),
-        (lambda: tabular()[0].draw(4, generator(0), replayed=0.5), "replayed is 0.5"),
+        (lambda: UniformMixture(1.5), "epsilon is 1.5"),
+        (lambda: UniformMixture(-0.5), "epsilon is -0.5"),
         (lambda: tabular()[0].draw(0, generator(0)), "n is 0"),
         (lambda: tabular()[0].draw(4, None), "generator is None"),
         (

@@ -42,13 +42,13 @@ class Batch:
     states: Tensor | None = None
 
     def log_weights(self, *, beta: float = 1.0) -> Tensor:
-        """Return e of each path, ``beta log r(x) - sum(log_pi - log_ref)``: ``[batch]``, nats, a constant.
+        """Return e of each path, ``beta log r(x) - sum(log_pi - log_ref)``: ``[batch]``, nats. Keeps gradients.
 
         Its mean is the ELBO over the policy's own paths, the EUBO over paths of the target.
 
         Source: claim O3. Derived in chapter ``on-policy-rtb-is-reinforce``.
         """
-        return beta * self.log_reward - (self.log_pi.detach() - self.log_ref).sum(dim=1)
+        return beta * self.log_reward - (self.log_pi - self.log_ref).sum(dim=1)
 
     def per_step_rewards(self) -> Tensor:
         """Return ``rewards``, or log r(x) at the last true step of each path and zero before: ``[batch, steps]``."""

@@ -248,11 +248,10 @@ class DiffusionSampler:
         parts = [self._fresh(n - old, generator, at(behaviour.noise, iteration))] if old < n else []
         return join(parts + ([self._stored(old, generator)] if old else []))
 
-    @torch.no_grad()
     def log_weights(self, states: Tensor, *, beta: float = 1.0) -> Tensor:
         """Return e of given paths, ``[n]``, float64: :meth:`companion.samplers.batch.Batch.log_weights`.
 
-        ``states`` is ``[n, steps + 1, dim]``. Sums are taken in float64, whatever the paths were drawn in.
+        ``states`` is ``[n, steps + 1, dim]``. Sums are taken in float64, whatever the paths were drawn in. Keeps gradients.
         """
         scores = [log_prob(self.process, drift, states).double() for drift in (self.policy, self.reference)]
         return Batch(*scores, self.log_reward(states[:, -1]).double()).log_weights(beta=beta)

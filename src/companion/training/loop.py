@@ -142,6 +142,7 @@ def optimise(
     return run.history
 
 
+@torch.no_grad()
 def _measures(batch: Batch, beta: float, learned: Sequence[Tensor]) -> dict[str, float]:
     """What the history keeps of a batch; the ELBO is at beta = 1 where an objective has no inverse temperature."""
     row = {"log_reward": batch.log_reward.mean().item(), "elbo": batch.log_weights(beta=beta).mean().item()}
