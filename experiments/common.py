@@ -92,7 +92,7 @@ def execute(study, tasks, provenance, workers=1, backend="loky", scheduler=None,
     if backend == "dask":
         from experiments.cluster import spread  # an optional dependency
 
-        spread(given, workers, scheduler)
+        spread(study, given, workers, scheduler, ROOT)
         return
     # With one worker and a verbosity joblib 1.6 hides the error of a task behind one of its own.
     verbose = 5 if workers > 1 else 0
