@@ -47,11 +47,33 @@ book: $(READY) ## build the book into _build/html, every warning an error
 
 # Both run, whichever fails, so that one call names everything that is broken.
 .PHONY: test
-test: $(READY) ## check style, run the tests, and re-run every notebook against its outputs
+test: $(READY) ## check style and types, run the tests, and re-run every notebook against its outputs
 	@failed=; \
 	$(BIN)/ruff check $(LINTED) && $(BIN)/ruff format --check $(LINTED) || failed+=" ruff"; \
+	$(BIN)/mypy || failed+=" mypy"; \
 	$(PYTEST) $(PARALLEL) --dist loadscope $(NBVAL) tests notebooks || failed+=" pytest"; \
 	if [ -n "$$failed" ]; then echo "make test failed:$$failed"; exit 1; fi
+
+# The types are checked while the tests run: both cores have something to do.
+.PHONY: quick
+quick: $(READY) ## check style, types, the losses, and what imports a module that is not committed yet
+	@failed=; \
+	$(BIN)/ruff check --quiet $(LINTED) && $(BIN)/ruff format --check --quiet $(LINTED) || failed+=" ruff"; \
+	$(BIN)/mypy --no-error-summary & types=$$!; \
+	$(PYTEST) --changed -q --no-header $(PARALLEL) tests || failed+=" pytest"; \
+	wait $$types || failed+=" mypy"; \
+	if [ -n "$$failed" ]; then echo "make quick failed:$$failed"; exit 1; fi
+
+.PHONY: format
+format: $(READY) ## lay out the code, and mend what can be mended without thought
+	$(BIN)/ruff check --fix --quiet $(LINTED) || true
+	$(BIN)/ruff format $(LINTED)
+
+.PHONY: chapter
+chapter: $(READY) ## begin a chapter that builds and passes its tests: make chapter NAME=a-slug [TITLE="..."]
+	@if [ -z '$(NAME)' ]; then echo "Which chapter? For example: make chapter NAME=names-with-a-wish"; exit 2; fi
+	$(FIXED) $(BIN)/python book/scaffold.py '$(NAME)' $(if $(TITLE),--title '$(TITLE)')
+	@$(MAKE) --no-print-directory ledger
 
 .PHONY: claim
 claim: $(READY) ## run the checks of one claim alone: make claim ID=E2
@@ -111,4 +133,4 @@ bench-page: $(READY) ## write the page on speed from the record, without measuri
 
 .PHONY: clean
 clean: ## remove what was built; keep .venv
-	rm -rf _build build src/*.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf _build build src/*.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -8,6 +8,7 @@ from pathlib import Path
 import nbval.kernel
 import pytest
 import torch
+from changed import changed_files, tests_to_run
 from jupyter_client.manager import KernelManager
 
 from companion.claims import registry
@@ -20,6 +21,7 @@ KERNEL_FILES = tempfile.TemporaryDirectory(prefix="kernels-", dir="/tmp" if Path
 
 def pytest_addoption(parser):
     parser.addoption("--claim", metavar="ID", help="run only the tests and notebook cells that check this claim")
+    parser.addoption("--changed", action="store_true", help="run the tests of the losses and of what is not committed")
 
 
 def pytest_configure(config):
@@ -37,12 +39,19 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         for claim in _claims_of(item) - set(registry()):
             raise pytest.UsageError(f"{item.nodeid} is marked with {claim!r}, which is no claim")
+    if config.getoption("--changed"):
+        wanted = tests_to_run(ROOT, changed_files(ROOT))
+        _keep(config, items, [item for item in items if item.path.name in wanted])
     claim = config.getoption("--claim")
     if claim is None:
         return
     last = _last_cells(claim)
     kept = [item for item in items if claim in _claims_of(item) or _cell(item) <= last.get(item.path.name, -1)]
-    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    _keep(config, items, kept)
+
+
+def _keep(config, items, kept):
+    config.hook.pytest_deselected(items=list(set(items) - set(kept)))
     items[:] = kept
 
 

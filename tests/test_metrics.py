@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from helpers import tensor
+from helpers import generator, tensor
 
 from companion import mdp, metrics, rtb, targets
 
@@ -29,26 +29,26 @@ def test_total_variation_and_kl_of_two_small_laws():
 
 def test_sliced_wasserstein_of_a_shift_in_one_dimension_is_the_shift():
     """On a line all directions are one, up to sign; the order of the points does not matter."""
-    x = torch.randn(50, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x = torch.randn(50, 1, generator=generator(0), dtype=torch.float64)
     y = x.flip(0) + 3.0
-    distance = metrics.sliced_wasserstein(x, y, torch.Generator().manual_seed(1))
+    distance = metrics.sliced_wasserstein(x, y, generator(1))
     torch.testing.assert_close(distance, tensor(3.0))
 
 
 def test_sliced_wasserstein_of_a_shift_in_the_plane_is_the_shift_over_root_two():
     """A direction meets the shift (3, 4) with its cosine; the mean squared cosine is 1/2: 5 / sqrt 2, statistically."""
-    x = torch.randn(50, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    distance = metrics.sliced_wasserstein(x, x + tensor([3.0, 4.0]), torch.Generator().manual_seed(1), projections=4000)
+    x = torch.randn(50, 2, generator=generator(0), dtype=torch.float64)
+    distance = metrics.sliced_wasserstein(x, x + tensor([3.0, 4.0]), generator(1), projections=4000)
     assert abs(distance - 5 / math.sqrt(2)) < 0.1
-    assert metrics.sliced_wasserstein(x, x.clone(), torch.Generator().manual_seed(1)) == 0
+    assert metrics.sliced_wasserstein(x, x.clone(), generator(1)) == 0
 
 
 def test_log_weights_bound_log_z_and_are_minus_the_residual_without_it():
     """On an enumerated problem: the mean under the policy is below log Z, under the target above."""
-    generator = torch.Generator().manual_seed(3)
-    problem = mdp.randomise(mdp.small_graph(), generator)
+    random = generator(3)
+    problem = mdp.randomise(mdp.small_graph(), random)
     paths = mdp.enumerate_paths(problem)
-    policy, best = mdp.random_policy(problem, generator), mdp.solve(problem, kl_weight=0.5)
+    policy, best = mdp.random_policy(problem, random), mdp.solve(problem, kl_weight=0.5)
     steps, refs = paths.per_step(policy), paths.per_step(problem.log_ref)
     log_reward = paths.per_step(problem.rewards).sum(dim=1)
     e = metrics.log_weights(steps, refs, log_reward, beta=2.0)

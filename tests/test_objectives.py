@@ -41,7 +41,7 @@ def learned_by(objective, batch, *values) -> list[torch.Tensor]:
     """What an objective learns, set to these values."""
     learned = objective.parameters(batch.log_pi)
     for entry, value in zip(learned, values, strict=True):
-        entry.data.copy_(torch.as_tensor(value))
+        entry.data.copy_(torch.as_tensor(value, dtype=torch.float64))
     return learned
 
 
@@ -68,7 +68,7 @@ EVERYWHERE = UniformMixture(0.5)
         (VarGrad(BETA), EVERYWHERE),
         (TrustPCL(ALPHA), None),
         (TrustPCL(ALPHA), EVERYWHERE),
-        (Annealed(TrustPCL(ALPHA), over=100), EVERYWHERE),
+        (Annealed(Reinforce(BETA), over=100), EVERYWHERE),
         (EVERY_STEP, EVERYWHERE),
         (replace(EVERY_STEP, length=2), EVERYWHERE),
         (Reinforce(BETA), None),
@@ -84,7 +84,8 @@ def test_a_trained_sampler_has_the_optimal_law(objective, behaviour):
     best = PATHS.log_prob(SOLUTION.log_policy)
     assert metrics.kl_divergence(best, PATHS.log_prob(PROBLEM.log_ref)) > 0.4
     sampler = tabular()
-    run = {"iterations": 300, "batch": 64, "decay": Linear(150), "behaviour": behaviour}
+    length = 600 if getattr(objective, "length", None) else 300  # a table of values takes longer to learn
+    run = {"iterations": length, "batch": 64, "decay": Linear(length // 2), "behaviour": behaviour}
     history = train(sampler, objective, generator(2), **run)
     assert metrics.kl_divergence(best, sampler.log_law()) < 1e-6
     learns = any(value.ndim == 0 for value in objective.parameters(PROBLEM.log_ref))
@@ -278,7 +279,7 @@ def test_statistics_are_taken_within_groups_and_lengths_are_passed_on():
             torch.testing.assert_close(found[index], gradient(objective, part) * len(index) / 5, **EXACT)
     padded = replace(whole, steps=torch.tensor([3, 3, 2, 3, 3]))
     for objective in KINDS[1:]:
-        with pytest.raises(ValueError, match="beyond"):
+        with pytest.raises(ValueError, match="from the path's end on, after 2 step"):
             objective.loss(padded, learned_by(objective, padded, *[0.0] * len(objective.parameters(padded.log_pi))))
 
 
@@ -349,10 +350,10 @@ def test_values_out_of_range_and_of_the_wrong_kind_are_refused(make, words):
     [
         (RTB(BETA, Table(2)), {}, "The batch has no group"),
         (RTB(BETA, Table(2)), {"group": torch.tensor([0, 2])}, "group goes from 0 to 2"),
-        (EVERY_STEP, {}, "no states of a table"),
-        (EVERY_STEP, {"states": torch.zeros(2, 4, 2)}, "no states of a table"),
+        (EVERY_STEP, {}, "no table of states"),
+        (EVERY_STEP, {"states": torch.zeros(2, 4, 2)}, "no table of states"),
         (TrustPCL(value=Network(torch.nn.Identity()), length=1), {}, "value is"),
-        (Reinforce(BETA, weights="tempered"), {"log_behaviour": None}, "weights='tempered' with replayed.*Use 'none'"),
+        (Reinforce(BETA, weights="tempered"), {"log_behaviour": None}, "weights='tempered' with replayed"),
     ],
     ids=str,
 )
@@ -360,7 +361,7 @@ def test_a_batch_that_lacks_what_an_objective_needs_is_refused(objective, change
     batch = batch_of([1.0, -2.0], **changes)
     if isinstance(objective, TrustPCL) and isinstance(objective.value, Network):
         objective = replace(objective, value=Network(_FirstStep()))
-    with pytest.raises(ValueError, match=f"{words}.*expected|{words}"):
+    with pytest.raises(ValueError, match=f"{words}.*expected"):
         objective.loss(batch, objective.parameters(batch.log_pi))
 
 

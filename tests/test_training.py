@@ -77,7 +77,8 @@ def test_a_behaviour_of_another_sampler_is_refused(sampler, behaviour):
 
 def spoiled(batch):
     """The batch with a log-reward that is no number."""
-    return replace(batch, log_reward=batch.log_reward * math.nan)
+    rewards = None if batch.rewards is None else batch.rewards * math.nan
+    return replace(batch, log_reward=batch.log_reward * math.nan, rewards=rewards)
 
 
 @pytest.mark.parametrize("objective", KINDS, ids=str)

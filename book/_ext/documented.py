@@ -1,5 +1,7 @@
 """Sphinx extension: a public name of the package without a docstring is a warning, and so fails the build.
 
+It also turns the name of a chapter in a docstring, "chapter ``the-equivalence``", into a link to it.
+
 A function, class, method or property needs a docstring; a module's constant a `#:` comment or a string below
 it; a class's annotated field one of these or a line in the class's docstring.
 """
@@ -7,6 +9,7 @@ it; a class's annotated field one of these or a line in the class's docstring.
 import ast
 import inspect
 import re
+from pathlib import Path
 
 from sphinx.pycode import ModuleAnalyzer
 from sphinx.util import logging
@@ -51,6 +54,16 @@ def check(app, what, name, obj, options, lines):
         logger.warning("undocumented public name: %s.%s", name, missing)
 
 
+def link_chapters(app, what, name, obj, options, lines):
+    pages = {path.stem[3:]: path.stem for path in Path(app.srcdir, "notebooks").glob("??-*.ipynb")}
+
+    def link(match):
+        page = pages.get(match[1])
+        return f"chapter :doc:`/notebooks/{page}`" if page else match[0]
+
+    lines[:] = re.sub(r"chapter\s+``([a-z0-9-]+)``", link, "\n".join(lines)).split("\n")
+
+
 def setup(app):
     # Napoleon (at the usual 500) would read the words before a colon in a constant's or a property's
     # description as its type, and look for their page: those descriptions go round it.
@@ -66,6 +79,7 @@ def setup(app):
             lines[:] = kept.pop(name)
 
     app.connect("autodoc-process-docstring", check, priority=300)
+    app.connect("autodoc-process-docstring", link_chapters, priority=350)
     app.connect("autodoc-process-docstring", before, priority=400)
     app.connect("autodoc-process-docstring", after, priority=600)
     return {"parallel_read_safe": True}

@@ -3,7 +3,8 @@
 A problem is a rooted, directed, acyclic graph. A state is a node, an action is the choice of an outgoing edge, and a
 path runs from the root, state 0, to a state without outgoing edges. Each edge has a reward and a probability under the
 reference policy. Soft values and the optimal policy come from dynamic programming; all paths are listed; expectations
-are sums over that list. Nothing is sampled unless :func:`draw` is asked to. Chapters 1 and 2 introduce it.
+are sums over that list. Nothing is sampled unless :func:`draw` is asked to. Introduced in chapters
+``a-sampler-is-a-policy`` and ``kl-regularised-rl``.
 
 Sources: the soft Bellman equation in Nachum et al. (2017a, 2017b) and Levine (2018).
 """
@@ -37,7 +38,7 @@ class Problem:
         ValueError: for a graph that is cyclic, disconnected or has a double edge, a reference that is not normalised,
             or a reward that is NaN or +inf.
 
-    Source: the setting of Deleu et al. (2025). Introduced in chapter 1.
+    Source: the setting of Deleu et al. (2025). Introduced in chapter ``a-sampler-is-a-policy``.
     """
 
     source: Tensor
@@ -294,7 +295,8 @@ def solve(problem: Problem, *, kl_weight: float, entropy_weight: float = 0.0, ga
     Raises:
         ValueError: for a weight or a discount out of range, or weights so small that rewards divided by them overflow.
 
-    Source: Nachum et al. (2017b), the optimal values of the relative-entropy-regularised problem. Derived in chapter 2.
+    Source: Nachum et al. (2017b), the optimal values of the relative-entropy-regularised problem. Derived in chapter
+    ``kl-regularised-rl``.
     """
     alpha = _check_weights(kl_weight, entropy_weight, gamma)
     values = torch.zeros(problem.n_states, dtype=problem.rewards.dtype)
@@ -321,7 +323,7 @@ def evaluate(
     ``log_policy`` is ``[edges]``, normalised. Weights and discount as in :func:`solve`, except that they may all be
     zero, which gives the plain return. Result: ``[states]``, in units of reward.
 
-    Source: the policy's own Bellman equation, Nachum et al. (2017b). Derived in chapter 2.
+    Source: the policy's own Bellman equation, Nachum et al. (2017b). Derived in chapter ``kl-regularised-rl``.
     """
     check_number("kl_weight", kl_weight, at_least=0)
     check_number("entropy_weight", entropy_weight, at_least=0)
@@ -428,7 +430,8 @@ def expectation(values: Tensor, log_behaviour: Tensor) -> Tensor:
     _check_law("log_behaviour", log_behaviour)
     law = log_behaviour.exp()
     possible = (law > 0).reshape(-1, *[1] * (values.ndim - 1))  # 0 times infinity is 0: the path never happens
-    return torch.tensordot(law, torch.where(possible, values, torch.zeros_like(values)), dims=1)
+    mean: Tensor = torch.tensordot(law, torch.where(possible, values, torch.zeros_like(values)), dims=1)
+    return mean
 
 
 def draw(paths: Paths, log_behaviour: Tensor, n: int, generator: torch.Generator) -> Paths:
@@ -458,7 +461,7 @@ def enumerate_batches(log_behaviour: Tensor, size: int, *, limit: int = 1_000_00
     Raises:
         ValueError: for what is no law over paths, a size that is not a positive integer, or too many batches.
 
-    Source: none, it is a list. Used in chapter 7.
+    Source: none, it is a list. Used in chapter ``on-policy-rtb-is-reinforce``.
     """
     check_positive_integers(size=size, limit=limit)
     if not isinstance(log_behaviour, Tensor) or log_behaviour.ndim != 1 or not log_behaviour.is_floating_point():

@@ -2,7 +2,8 @@
 
 A sampler that keeps one mode of many has a *higher* mean reward than the right one, and an effective sample size that
 looks no worse. So the measures here compare whole distributions: the weights of the modes, the distance of two clouds
-of points, and the upper bound EUBO, which needs paths of the target and sees what the sampler forgot. Chapter 10.
+of points, and the upper bound EUBO, which needs paths of the target and sees what the sampler forgot. Used in chapter
+``twenty-five-modes-to-nine``.
 """
 
 import torch
@@ -22,7 +23,8 @@ from companion.validation import (
 def mode_weights(points: Tensor, mixture: GaussianMixture) -> Tensor:
     """Return the share of the points, ``[n, dim]``, nearest to each mean of a mixture: ``[components]``, sum 1.
 
-    Source: the assignment used with the illustrative example of Venkatraman et al. (2024). Used in chapter 10.
+    Source: the assignment used with the illustrative example of Venkatraman et al. (2024). Used in chapter
+    ``twenty-five-modes-to-nine``.
     """
     counts = torch.bincount(mixture.nearest(points), minlength=len(mixture.means))
     return counts.to(points.dtype) / len(points)
@@ -47,14 +49,14 @@ def sliced_wasserstein(x: Tensor, y: Tensor, generator: torch.Generator, *, proj
     The root of the mean, over random directions, of the squared 2-Wasserstein distance of the projections. Two samples
     of one law have a distance above zero, the noise floor: report it beside.
 
-    Source: standard; the optimal coupling on a line sorts both sides. Used in chapter 10.
+    Source: standard; the optimal coupling on a line sorts both sides. Used in chapter ``twenty-five-modes-to-nine``.
     """
     _check_same("x", x, "y", y)
     check_generator(generator)
     check_positive_integers(projections=projections)
     directions = torch.randn(x.shape[1], projections, generator=generator, dtype=x.dtype, device=x.device)
     directions = directions / directions.norm(dim=0)
-    gaps = (x @ directions).sort(dim=0).values - (y @ directions).sort(dim=0).values
+    gaps: Tensor = (x @ directions).sort(dim=0).values - (y @ directions).sort(dim=0).values
     return gaps.square().mean().sqrt()
 
 
@@ -64,7 +66,7 @@ def log_weights(log_pi: Tensor, log_ref: Tensor, log_reward: Tensor, *, beta: fl
     Its mean over the policy's own paths estimates the ELBO, over paths of the target the EUBO; it is the logarithm of
     the importance weight of the target on the policy's paths. Arguments as in :func:`companion.rtb.residual`.
 
-    Source: claim O3. Derived in chapter 7.
+    Source: claim O3. Derived in chapter ``on-policy-rtb-is-reinforce``.
     """
     check_log_pi(log_pi)
     check_per_step("log_ref", log_ref, log_pi)

@@ -4,12 +4,13 @@ Let a second problem have the parameter u theta in place of theta, and a loss wh
 Gradient descent answers a gradient c times as large with a step c times as large; Adam, whose step is a ratio of
 gradients, does not answer at all, provided that its eps grows by c as well. So each setting has one factor, made of c
 and u, that keeps the two runs together. RTB and Trust-PCL are such a pair: c is alpha^2 for the policy, and c and u are
-alpha for V(s_0) = alpha log Z. Chapter 6 derives the factors and runs both.
+alpha for V(s_0) = alpha log Z. Derived in chapter ``two-optimisers-in-lockstep``, which runs both.
 """
 
 import inspect
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -40,7 +41,8 @@ def rescale(
         ValueError: for an optimiser or a setting that is not known, a factor, ``lr``, ``eps`` or ``weight_decay`` out
             of range, or one that the factors take beyond the range of floating-point numbers, to infinity or to zero.
 
-    Source: the update rules of ``torch.optim``; the case of RTB and Trust-PCL, claim E4. Derived in chapter 6.
+    Source: the update rules of ``torch.optim``; the case of RTB and Trust-PCL, claim E4.
+    Derived in chapter ``two-optimisers-in-lockstep``.
     """
     check_number("gradient", gradient, above=0)
     check_number("parameter", parameter, above=0)
@@ -84,7 +86,7 @@ def trust_pcl_settings(
     Raises:
         ValueError: as :func:`rescale`.
 
-    Source: claim E4, from the gradients of Deleu et al. (2025), claim E3. Derived in chapter 6.
+    Source: claim E4, from the gradients of Deleu et al. (2025). Derived in chapter ``two-optimisers-in-lockstep``.
     """
     check_number("alpha", alpha, above=0)
     alpha = float(alpha)  # the square of an integer may be too large for torch, or for a float
@@ -95,7 +97,7 @@ def trust_pcl_settings(
     )
 
 
-def _complete(optimiser: str, settings: Mapping[str, object]) -> dict[str, object]:
+def _complete(optimiser: str, settings: Mapping[str, object]) -> dict[str, Any]:
     """Return the settings with torch's defaults for those left out, after checking the ones that are rescaled."""
     if optimiser not in OPTIMISERS:
         raise ValueError(f"optimiser is {optimiser!r}; expected one of {OPTIMISERS}. Choose one of these.")

@@ -5,14 +5,20 @@ second sampler p_theta, with a learned scalar log Z, until on every path
 
     Z p_theta(tau) = p_ref(tau) r(x)^beta .
 
-Its loss is the squared logarithm of the ratio of the two sides. Chapter 4 derives it; chapter 5 sets it beside
-:mod:`companion.trust_pcl`, with which this module shares no code.
+Its loss is the squared logarithm of the ratio of the two sides. Chapter ``relative-trajectory-balance`` derives it;
+chapter ``the-equivalence`` sets it beside :mod:`companion.trust_pcl`, with which this module shares no code.
+
+Two optional keywords, integers ``[batch]`` each, describe the paths. ``group`` says which condition a path belongs to:
+a statistic of the batch is then taken within each group, and the loss is still the mean over all paths. ``steps`` is
+the true length of each path, ``1 <= steps <= columns``: a nonzero entry of a per-step input beyond it is refused.
 """
 
+import torch
 from torch import Tensor
 
 from companion.validation import (
     check_constant,
+    check_group,
     check_log_pi,
     check_number,
     check_per_path,
@@ -20,10 +26,19 @@ from companion.validation import (
     check_per_step,
     check_scalar,
     check_span,
+    check_steps,
 )
 
 
-def residual(log_pi: Tensor, log_ref: Tensor, log_reward: Tensor, log_z: Tensor, *, beta: float = 1.0) -> Tensor:
+def residual(
+    log_pi: Tensor,
+    log_ref: Tensor,
+    log_reward: Tensor,
+    log_z: Tensor,
+    *,
+    beta: float = 1.0,
+    steps: Tensor | None = None,
+) -> Tensor:
     """Return the RTB residual of each path, ``log_z + sum(log_pi - log_ref) - beta * log_reward``.
 
     Args:
@@ -31,49 +46,71 @@ def residual(log_pi: Tensor, log_ref: Tensor, log_reward: Tensor, log_z: Tensor,
         log_ref: ``[batch, steps]``, nats; the same steps under the reference (prior). A constant.
         log_reward: ``[batch]``, log r(x) of the state each path ends in, finite. A constant.
         log_z: 0-d, or ``[batch]`` with one per condition; log Z. Keeps its gradient.
-        beta: inverse temperature, > 0; 1/alpha in the notation of chapter 2.
+        beta: inverse temperature, > 0; 1/alpha in the notation of chapter ``kl-regularised-rl``.
+        steps: as the module says; shorter paths are padded with zeros in ``log_pi`` and ``log_ref``.
 
     Returns:
         ``[batch]``, in nats; zero for every path exactly when the policy samples p_ref(tau) r(x)^beta / Z.
 
     Raises:
-        ValueError: for a wrong rank, shape, dtype or device, a value that is not finite, or ``beta <= 0``.
+        ValueError: for a wrong rank, shape, dtype or device, a value that is not finite, ``beta <= 0``, or wrong steps.
 
-    Source: Venkatraman et al. (2024), equation (8), the relative trajectory balance constraint. Derived in chapter 4.
+    Source: Venkatraman et al. (2024), equation (8), the constraint. Derived in chapter ``relative-trajectory-balance``.
     """
-    _check(log_pi, log_ref, log_reward, beta)
+    _check(log_pi, log_ref, log_reward, beta, steps)
     check_scalar("log_z", log_z, log_pi)
     return log_z + (log_pi - log_ref).sum(dim=1) - beta * log_reward
 
 
-def loss(log_pi: Tensor, log_ref: Tensor, log_reward: Tensor, log_z: Tensor, *, beta: float = 1.0) -> Tensor:
+def loss(
+    log_pi: Tensor,
+    log_ref: Tensor,
+    log_reward: Tensor,
+    log_z: Tensor,
+    *,
+    beta: float = 1.0,
+    group: Tensor | None = None,
+    steps: Tensor | None = None,
+) -> Tensor:
     """Return half the mean squared RTB residual, a scalar in nats squared.
 
-    Arguments and errors as in :func:`residual`. The paths may come from any behaviour.
+    Arguments, padding and errors as in :func:`residual`. The paths may come from any behaviour. Without a statistic of
+    the batch ``group`` is checked, no more: the keywords of a batch can be passed to any loss.
 
-    Source: Venkatraman et al. (2024), equation (9), there without the half and at beta = 1. Derived in chapter 4.
+    Source: Venkatraman et al. (2024), equation (9), there without the half and at beta = 1.
+    Derived in chapter ``relative-trajectory-balance``.
     """
-    return 0.5 * residual(log_pi, log_ref, log_reward, log_z, beta=beta).square().mean()
+    balance = residual(log_pi, log_ref, log_reward, log_z, beta=beta, steps=steps)
+    check_group(group, log_pi)
+    return 0.5 * balance.square().mean()
 
 
-def vargrad_loss(log_pi: Tensor, log_ref: Tensor, log_reward: Tensor, *, beta: float = 1.0) -> Tensor:
-    """Return half the batch variance of the RTB residual: RTB with log Z set to its best value on the batch.
+def vargrad_loss(
+    log_pi: Tensor,
+    log_ref: Tensor,
+    log_reward: Tensor,
+    *,
+    beta: float = 1.0,
+    group: Tensor | None = None,
+    steps: Tensor | None = None,
+) -> Tensor:
+    """Return half the batch variance of the RTB residual, a scalar in nats squared: RTB with the batch's best log Z.
 
-    Arguments and errors as in :func:`residual`, without ``log_z``, and with at least two paths. The variance is divided
-    by n, not n - 1: it is the minimum of :func:`loss` over a scalar ``log_z``.
-
-    Returns:
-        A scalar in nats squared.
+    Arguments, padding and errors as in :func:`residual`, without ``log_z``, with at least two paths (of each group).
+    The variance is divided by n, not n - 1: it is the minimum of :func:`loss` over a scalar ``log_z`` (of each group).
 
     Source: Richter et al. (2020), VarGrad; Zhang et al. (2023) for log Z from the batch; Venkatraman et al. (2024),
-    equation (23), there without the half. Derived in chapter 4.
+    equation (23), there without the half. Derived in chapter ``relative-trajectory-balance``.
     """
-    _check(log_pi, log_ref, log_reward, beta, minimum_batch=2)
+    _check(log_pi, log_ref, log_reward, beta, steps)
+    check_group(group, log_pi, minimum=2)
     log_ratio = (log_pi - log_ref).sum(dim=1) - beta * log_reward
-    return 0.5 * (log_ratio - log_ratio.mean()).square().mean()
+    return 0.5 * (log_ratio - _mean(log_ratio, group)).square().mean()
 
 
-def sub_trajectory_residual(log_pi: Tensor, log_ref: Tensor, log_flow: Tensor, *, start: int, stop: int) -> Tensor:
+def sub_trajectory_residual(
+    log_pi: Tensor, log_ref: Tensor, log_flow: Tensor, *, start: int, stop: int, steps: Tensor | None = None
+) -> Tensor:
     """Return the relative sub-trajectory balance residual between states ``start`` and ``stop`` of each path.
 
     It is ``log_flow[start] + sum(log_pi - log_ref) - log_flow[stop]`` over the steps from ``start`` up to, not
@@ -83,31 +120,44 @@ def sub_trajectory_residual(log_pi: Tensor, log_ref: Tensor, log_flow: Tensor, *
     Args:
         log_pi: ``[batch, steps]``, nats. Keeps its gradient.
         log_ref: ``[batch, steps]``, nats. A constant.
-        log_flow: ``[batch, steps + 1]``, nats; log F(s_t), with ``beta * log_reward`` last, and, for a padded path,
-            from its end on. Keeps its gradient.
+        log_flow: ``[batch, steps + 1]``, nats; log F(s_t), with ``beta * log_reward`` last, and, for a path padded
+            with zeros in ``log_pi`` and ``log_ref``, from its end on. Keeps its gradient.
         start: index of the first state.
-        stop: index of the last state, ``0 <= start < stop <= steps``.
+        stop: index of the last state, ``0 <= start < stop <= columns``.
+        steps: as in :func:`residual`; with it, a ``log_flow`` that changes beyond a path's end is refused too.
 
     Returns:
         ``[batch]``, in nats.
 
     Raises:
-        ValueError: for a wrong rank, shape, dtype or device, a value that is not finite, or a span outside the path.
+        ValueError: as :func:`residual`, and for a span outside the path.
 
-    Source: the sub-trajectory balance of Madan et al. (2023), taken relative to a prior. Derived in chapter 5.
+    Source: sub-trajectory balance, Madan et al. (2023), relative to a prior. Derived in chapter ``the-equivalence``.
     """
     check_log_pi(log_pi)
     check_per_step("log_ref", log_ref, log_pi)
     check_constant(log_ref=log_ref)
     check_per_state("log_flow", log_flow, log_pi)
     check_span(start, stop, log_pi.shape[1])
+    check_steps(steps, log_pi=log_pi, log_ref=log_ref, **{"the change of log_flow": log_flow.diff(dim=1)})
     log_ratio = (log_pi - log_ref)[:, start:stop].sum(dim=1)
     return log_flow[:, start] + log_ratio - log_flow[:, stop]
 
 
-def _check(log_pi: Tensor, log_ref: Tensor, log_reward: Tensor, beta: float, *, minimum_batch: int = 1) -> None:
-    check_log_pi(log_pi, minimum_batch=minimum_batch)
+def _mean(values: Tensor, group: Tensor | None) -> Tensor:
+    """Return the mean over each path's group, ``[batch]``; without groups that of the batch, 0-d."""
+    if group is None:
+        return values.mean()
+    _, index, sizes = torch.unique(group, return_inverse=True, return_counts=True)
+    wide = values.to(torch.promote_types(values.dtype, torch.float32))  # a sum in half precision stops growing
+    sums = wide.new_zeros(len(sizes)).index_add(0, index, wide)
+    return (sums / sizes)[index].to(values.dtype)
+
+
+def _check(log_pi: Tensor, log_ref: Tensor, log_reward: Tensor, beta: float, steps: Tensor | None) -> None:
+    check_log_pi(log_pi)
     check_per_step("log_ref", log_ref, log_pi)
     check_per_path("log_reward", log_reward, log_pi)
     check_constant(log_ref=log_ref, log_reward=log_reward)
     check_number("beta", beta, above=0)
+    check_steps(steps, log_pi=log_pi, log_ref=log_ref)

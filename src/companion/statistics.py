@@ -2,7 +2,8 @@
 
 One run is an anecdote. A mean over seeds comes with an interval. That two methods differ by less than a margin is not
 shown by failing to find a difference, but by two one-sided tests: both must reject that the difference lies beyond the
-margin, which was fixed beforehand. Chapters 10 to 12 use it.
+margin, which was fixed beforehand. Used from chapter
+``twenty-five-modes-to-nine`` on.
 
 Source: Schuirmann (1987) for the two one-sided tests; Student's t throughout, from scipy.
 """
@@ -67,7 +68,7 @@ def equivalence(
 
     Raises ``ValueError`` for fewer than two values a side, one that is not finite, or a margin that is not positive.
 
-    Source: Schuirmann (1987). Used in chapter 10.
+    Source: Schuirmann (1987). Used in chapter ``twenty-five-modes-to-nine``.
     """
     check_number("margin", margin, above=0)
     _check_level(significance)

@@ -3,14 +3,18 @@
 The horizon T, the number of actions n and the length d of a sub-path are symbols, never numbers: a quantity at step t
 is an entry ``x[t]`` of an indexed base, and a path's total is a sum over t from 0 to T - 1 that sympy keeps as one.
 Each residual is written here once more, in symbols, from the same papers; :func:`evaluate` puts tensors into an
-expression, so that a chapter can check that its algebra is about the very functions of the package.
+expression, so that a chapter can check that its algebra is about the very functions of the package. It alone needs
+torch: the rest runs in a browser, where there is none.
 """
 
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 import sympy
-import torch
 from sympy import Expr, IndexedBase, Sum, Symbol, symbols
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # fmt: off
 __all__ = [
@@ -68,7 +72,8 @@ def over_paths(term: Expr) -> Sum:
 def rtb_residual() -> Expr:
     """Return RTB's residual on a path of symbolic length T, with log Z, log r and beta free.
 
-    Source: Venkatraman et al. (2024), the relative trajectory balance constraint. Derived in chapter 4.
+    Source: Venkatraman et al. (2024), the relative trajectory balance constraint. Derived in chapter
+    ``relative-trajectory-balance``.
     """
     return log_z + over_path(log_pi[t] - log_ref[t]) - beta * log_r
 
@@ -78,7 +83,7 @@ def trust_pcl_residual(length: Expr = T, first: Expr = sympy.S.Zero) -> Expr:
 
     ``first`` must not contain the index ``i`` of the sum; ``ValueError`` otherwise.
 
-    Source: Nachum et al. (2017b), the consistency error of Trust-PCL. Derived in chapter 3.
+    Source: Nachum et al. (2017b), the consistency error of Trust-PCL. Derived in chapter ``path-consistency``.
     """
     _check_index_free(first)
     gain = R[first + i] - (eta + lam) * log_pi[first + i] + lam * log_ref[first + i]
@@ -90,7 +95,7 @@ def sub_trajectory_residual(length: Expr = d, first: Expr = start) -> Expr:
 
     ``first`` must not contain the index ``i`` of the sum; ``ValueError`` otherwise.
 
-    Source: Madan et al. (2023), taken relative to a prior. Derived in chapter 5.
+    Source: Madan et al. (2023), taken relative to a prior. Derived in chapter ``the-equivalence``.
     """
     _check_index_free(first)
     ratios = Sum(log_pi[first + i] - log_ref[first + i], (i, 0, length - 1))
@@ -126,26 +131,27 @@ def reduce(expression: Expr, given: Mapping[Expr, Expr] | None = None) -> Expr:
     return reduced
 
 
-def evaluate(expression: Expr, values: Mapping[Symbol | IndexedBase, object]) -> torch.Tensor:
+def evaluate(expression: Expr, values: Mapping[Symbol | IndexedBase, object]) -> "Tensor":
     """Put numbers into an expression: a float64 tensor, ``[batch]`` where the values have a batch.
 
     ``values`` maps each free symbol to a Python number or a ``[batch]`` tensor, and each indexed base to a tensor whose
     *first* dimension is the index: pass ``log_pi.T`` for ``[batch, steps]``. Raises ``ValueError`` for a symbol that is
     left without a value.
     """
+    import torch
+
+    def tensor(value: object) -> "Tensor":
+        return torch.as_tensor(value, dtype=torch.float64)
+
     bases = {base.label for base in expression.atoms(IndexedBase)}
     missing = (expression.free_symbols - bases - expression.atoms(sympy.Indexed)) - set(values)
     missing |= expression.atoms(IndexedBase) - set(values)
     if missing:
         names = ", ".join(sorted(map(str, missing)))
         raise ValueError(f"No value for {names}; expected one for every free symbol. Add them to values.")
-    functions = {"log": lambda x: _tensor(x).log(), "exp": lambda x: _tensor(x).exp()}
+    functions = {"log": lambda x: tensor(x).log(), "exp": lambda x: tensor(x).exp()}
     function = sympy.lambdify(list(values), expression, modules=[functions, "math"])
-    return _tensor(function(*values.values()))
-
-
-def _tensor(value: object) -> torch.Tensor:
-    return torch.as_tensor(value, dtype=torch.float64)
+    return tensor(function(*values.values()))
 
 
 def _check_index_free(first: Expr) -> None:
@@ -160,7 +166,8 @@ def _is_sum(expression: Expr) -> bool:
 def _only_limit(total: Sum) -> tuple[Symbol, Expr, Expr]:
     if len(total.limits) > 1 or total.function.has(Sum):
         raise ValueError(f"{total} is a sum of sums; expected one index. Give the inner sum a name of its own.")
-    return total.limits[0]
+    index, first, last = total.limits[0]
+    return index, first, last
 
 
 def _canonical(total: Sum) -> Expr:

@@ -2,7 +2,8 @@
 
 A task is a prior over x and a posterior over x, both known in closed form; the reward is their ratio, r(x) = posterior
 density / prior density, so that at beta = 1 the target p*(x) = prior(x) r(x) / Z is the posterior and Z = 1. What a
-sampler was fine-tuned to can thus be compared with what it should have become. Chapter 10 uses it.
+sampler was fine-tuned to can thus be compared with what it should have become. Used in chapter
+``twenty-five-modes-to-nine``.
 
 Source: the illustrative example of Venkatraman et al. (2024), revisited by Deleu et al. (2025).
 """
@@ -42,7 +43,8 @@ class GaussianMixture:
     Raises:
         ValueError: for a wrong shape, dtype or device, weights that are no law, or ``variance <= 0``.
 
-    Source: standard; the closed-form drift that ends in it is :class:`companion.samplers.diffusion.MixtureDrift`. Chapter 10.
+    Source: standard; the closed-form drift that ends in it is :class:`companion.samplers.diffusion.MixtureDrift`. Used
+    in chapter ``twenty-five-modes-to-nine``.
     """
 
     means: Tensor
@@ -112,7 +114,8 @@ class Tilt:
 def twenty_five_to_nine(*, dtype: torch.dtype = torch.float32) -> Tilt:
     """Return the illustrative example: 25 equal modes on a grid in the plane, nine of which the posterior keeps.
 
-    Source: Venkatraman et al. (2024), with the weights of their code. Used in chapter 10.
+    Source: Venkatraman et al. (2024), with the weights of their code. Used in chapter
+    ``twenty-five-modes-to-nine``.
     """
     axis = (-10.0, -5.0, 0.0, 5.0, 10.0)
     grid = list(product(axis, axis))
@@ -124,7 +127,8 @@ def twenty_five_to_nine(*, dtype: torch.dtype = torch.float32) -> Tilt:
 def weights_on(whole: GaussianMixture, part: GaussianMixture) -> Tensor:
     """Return the weights of ``part`` over the means of ``whole``, zero where it has none: ``[components of whole]``.
 
-    Raises ``ValueError`` for a mean of ``part`` that ``whole`` does not have. Used in chapter 10.
+    Raises ``ValueError`` for a mean of ``part`` that ``whole`` does not have. Used in chapter
+    ``twenty-five-modes-to-nine``.
     """
     distances = torch.cdist(part.means, whole.means)
     if bool((distances.min(dim=1).values > 0).any()):
@@ -148,7 +152,7 @@ def tilted_mode_weights(tilt: Tilt, factor: float) -> Tensor:
     Raises:
         ValueError: for two variances, a mean that the prior does not have, or a factor that is negative or not finite.
 
-    Source: claim B1. Derived in chapter 11.
+    Source: claim B1. Derived in chapter ``anatomy-of-a-baseline``.
     """
     check_number("factor", factor, at_least=0)
     if tilt.prior.variance != tilt.posterior.variance:

@@ -6,7 +6,8 @@ soft value function until, on every stretch of d transitions of every path, the 
     V(s_0) - gamma^d V(s_d) = sum_i gamma^i (R_i - (eta + lambda) log pi(a_i | s_i) + lambda log pi_ref(a_i | s_i))
 
 holds; eta weighs entropy (Nachum's tau) and lambda relative entropy. With lambda = 0 it is PCL (Nachum et al., 2017a).
-Chapter 3 derives it; chapter 5 sets it beside :mod:`companion.rtb`, with which this module shares no code.
+Chapter ``path-consistency`` derives it; chapter ``the-equivalence`` sets it beside :mod:`companion.rtb`, with which it
+shares no code; ``group`` and ``steps`` mean what they mean there.
 """
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from companion.validation import (
     check_constant,
+    check_group,
     check_last_value,
     check_log_pi,
     check_number,
@@ -21,6 +23,7 @@ from companion.validation import (
     check_per_step,
     check_scalar,
     check_span,
+    check_steps,
 )
 
 
@@ -35,11 +38,13 @@ def residual(
     gamma: float = 1.0,
     start: int = 0,
     stop: int | None = None,
+    steps: Tensor | None = None,
 ) -> Tensor:
     """Return the path-consistency residual of each path, on the transitions from ``start`` to ``stop``, not included.
 
     It is ``-V[start] + gamma^d V[stop] + sum_i gamma^i (R - (entropy_weight + kl_weight) log_pi + kl_weight log_ref)``,
-    with ``d = stop - start`` and i counted from 0 at ``start``.
+    with ``d = stop - start`` and i counted from 0 at ``start``. Shorter paths are padded with zeros in every per-step
+    input; their ``values`` are zero from their end on.
 
     Args:
         log_pi: ``[batch, steps]``, nats; log-probability of each action under the policy trained. Keeps its gradient.
@@ -51,17 +56,19 @@ def residual(
         gamma: discount, ``0 < gamma <= 1``.
         start: index of the first state.
         stop: index of the last state; the end of the path by default.
+        steps: as the module says; a value at or after a path's end that is not zero is refused too.
 
     Returns:
         ``[batch]``, in units of reward; zero on every transition exactly at the optimal policy and soft values.
 
     Raises:
         ValueError: for a wrong rank, shape, dtype or device, a value that is not finite, a last value that is not
-            zero, a weight or discount out of range, or a span outside the path.
+            zero, a weight or discount out of range, a span outside the path, or wrong steps.
 
-    Source: Nachum et al. (2017b), the consistency error of Trust-PCL. Derived in chapter 3.
+    Source: Nachum et al. (2017b), the consistency error of Trust-PCL. Derived in chapter ``path-consistency``.
     """
-    _check(log_pi, log_ref, rewards, values, kl_weight, entropy_weight, gamma)
+    _check(log_pi, log_ref, rewards, values, steps)
+    _check_weights(kl_weight, entropy_weight, gamma)
     stop = log_pi.shape[1] if stop is None else stop
     check_span(start, stop, log_pi.shape[1])
 
@@ -85,7 +92,7 @@ def full_path_values(first_value: Tensor, log_pi: Tensor) -> Tensor:
     Raises:
         ValueError: for a wrong rank, shape, dtype or device, or a value that is not finite.
 
-    Source: the full-path case of Nachum et al. (2017b). Derived in chapter 3.
+    Source: the full-path case of Nachum et al. (2017b). Derived in chapter ``path-consistency``.
     """
     check_log_pi(log_pi)
     check_scalar("first_value", first_value, log_pi)
@@ -104,34 +111,33 @@ def loss(
     gamma: float = 1.0,
     start: int = 0,
     stop: int | None = None,
+    group: Tensor | None = None,
+    steps: Tensor | None = None,
 ) -> Tensor:
     """Return half the mean squared path-consistency residual, a scalar in units of reward squared.
 
-    Arguments and errors as in :func:`residual`. The paths may come from any behaviour.
+    Arguments, padding and errors as in :func:`residual`. The paths may come from any behaviour. Without a statistic of
+    the batch ``group`` is checked, no more: the keywords of a batch can be passed to any loss.
 
-    Source: Nachum et al. (2017b), the Trust-PCL objective, summed over the sub-paths wanted. Derived in chapter 3.
+    Source: Nachum et al. (2017b), who sum it over the sub-paths wanted. Derived in chapter ``path-consistency``.
     """
-    consistency = residual(
-        log_pi,
-        log_ref,
-        rewards,
-        values,
-        kl_weight=kl_weight,
-        entropy_weight=entropy_weight,
-        gamma=gamma,
-        start=start,
-        stop=stop,
-    )
+    weights = {"kl_weight": kl_weight, "entropy_weight": entropy_weight, "gamma": gamma}
+    consistency = residual(log_pi, log_ref, rewards, values, start=start, stop=stop, steps=steps, **weights)
+    check_group(group, log_pi)
     return 0.5 * consistency.square().mean()
 
 
-def _check(log_pi, log_ref, rewards, values, kl_weight, entropy_weight, gamma) -> None:
+def _check(log_pi: Tensor, log_ref: Tensor, rewards: Tensor, values: Tensor, steps: Tensor | None) -> None:
     check_log_pi(log_pi)
     check_per_step("log_ref", log_ref, log_pi)
     check_per_step("rewards", rewards, log_pi)
     check_per_state("values", values, log_pi)
     check_constant(log_ref=log_ref, rewards=rewards)
     check_last_value(values)
+    check_steps(steps, log_pi=log_pi, log_ref=log_ref, rewards=rewards, values=values)
+
+
+def _check_weights(kl_weight: float, entropy_weight: float, gamma: float) -> None:
     check_number("kl_weight", kl_weight, at_least=0)
     check_number("entropy_weight", entropy_weight, at_least=0)
     check_number("kl_weight + entropy_weight", kl_weight + entropy_weight, above=0)

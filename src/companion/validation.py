@@ -18,22 +18,15 @@ class NotFiniteError(ValueError):
     """Raised for infinite and NaN values, which may be bad input or, during training, divergence."""
 
 
-def check_log_pi(log_pi: Tensor, *, minimum_batch: int = 1) -> None:
-    """Refuse a ``log_pi`` that is not a finite, real floating-point ``[batch, steps]`` tensor of enough paths.
-
-    Raises ``ValueError``. ``minimum_batch`` is 2 where the objective uses a statistic of the batch.
-    """
+def check_log_pi(log_pi: Tensor) -> None:
+    """Refuse a ``log_pi`` that is no finite, real floating-point ``[batch, steps]`` tensor. Raises ``ValueError``."""
     _check_tensor("log_pi", log_pi)
     if log_pi.ndim != 2 or log_pi.shape[1] < 1:
         raise ValueError(
             f"log_pi has shape {tuple(log_pi.shape)}; expected {PER_STEP}, with at least one step. "
             "Pass the log-probability of every step, not its sum over the path."
         )
-    if log_pi.shape[0] < minimum_batch:
-        raise ValueError(
-            f"log_pi holds {log_pi.shape[0]} path(s); expected at least {minimum_batch}. "
-            "Pass a larger batch" + (", or an objective without a batch statistic." if minimum_batch > 1 else ".")
-        )
+    _check_size("log_pi", log_pi.shape[0], 1)
     check_finite("log_pi", log_pi, "Mask impossible steps before taking the logarithm.")
 
 
@@ -71,15 +64,49 @@ def check_per_path(name: str, value: Tensor, log_pi: Tensor) -> None:
 def check_fits(name: str, value: Tensor, log_pi: Tensor, shape: tuple[int, ...], layout: str) -> None:
     """As :func:`check_like`, without the demand that every entry be finite. Raises ``ValueError``."""
     _check_tensor(name, value)
-    if tuple(value.shape) != tuple(shape):
-        raise ValueError(
-            f"{name} has shape {tuple(value.shape)}; expected {tuple(shape)}, that is {layout}, to go with log_pi of "
-            f"shape {tuple(log_pi.shape)}. Reshape it yourself: nothing is broadcast."
-        )
+    _check_shape(name, value, log_pi, shape, layout)
     if value.dtype != log_pi.dtype:
         raise ValueError(f"{name} is {value.dtype}; expected {log_pi.dtype} as log_pi. Convert one of them.")
-    if value.device != log_pi.device:
-        raise ValueError(f"{name} is on {value.device}; expected {log_pi.device} as log_pi. Move one of them.")
+    _check_device(name, value, log_pi)
+
+
+def check_group(group: Tensor | None, log_pi: Tensor, *, minimum: int = 1) -> None:
+    """Refuse what is neither None nor ``[batch]`` integers, and a group (the batch, for None) of too few paths.
+
+    ``minimum`` is 2 where the objective uses a statistic of the group. Raises ``ValueError``.
+    """
+    if group is None:
+        _check_size("log_pi", log_pi.shape[0], minimum)
+    else:
+        _check_integers("group", group, log_pi)
+        names, sizes = torch.unique(group, return_counts=True)
+        fewest = int(sizes.argmin())
+        _check_size(f"group {int(names[fewest])}", int(sizes[fewest]), minimum)
+
+
+def check_steps(steps: Tensor | None, *, log_pi: Tensor, **others: Tensor) -> None:
+    """Refuse true lengths that are neither None nor ``[batch]`` integers, and paths that go on beyond them.
+
+    From each path's end on, ``log_pi`` and the ``others`` (per-step inputs, or ``values``) are zero. Raises
+    ``ValueError``.
+    """
+    if steps is None:
+        return
+    _check_integers("steps", steps, log_pi)
+    if int(steps.min()) < 1 or int(steps.max()) > log_pi.shape[1]:
+        raise ValueError(
+            f"steps holds {int(steps.min())} to {int(steps.max())}; expected 1 to {log_pi.shape[1]}, the columns of "
+            "log_pi. Pass the true length of each path."
+        )
+    for name, value in {"log_pi": log_pi, **others}.items():
+        taken = torch.arange(value.shape[1], device=value.device) < steps[:, None]
+        beyond = (value != 0) & ~taken
+        if bool(beyond.any()):
+            path, column = beyond.nonzero()[0].tolist()
+            raise ValueError(
+                f"{name} is {value[path, column].item():g} at [{path}, {column}]; expected 0 from the path's end on, "
+                f"after {int(steps[path])} step(s). Put zeros there, or mend its length."
+            )
 
 
 def check_scalar(name: str, value: Tensor, log_pi: Tensor) -> None:
@@ -163,6 +190,33 @@ def _check_tensor(name: str, value: Tensor) -> None:
         raise ValueError(f"{name} is a {type(value).__name__}; expected a torch.Tensor. Wrap it with torch.as_tensor.")
     if not value.is_floating_point():
         raise ValueError(f"{name} is {value.dtype}; expected a real floating-point dtype. Convert it with .double().")
+
+
+def _check_integers(name: str, value: Tensor, log_pi: Tensor) -> None:
+    if not isinstance(value, Tensor) or value.dtype not in (torch.int32, torch.int64):
+        given = value.dtype if isinstance(value, Tensor) else f"a {type(value).__name__}"
+        raise ValueError(f"{name} is {given}; expected a torch.Tensor of integers. Pass torch.int64 or torch.int32.")
+    _check_shape(name, value, log_pi, log_pi.shape[:1], "[batch], one entry per path")
+    _check_device(name, value, log_pi)
+
+
+def _check_size(name: str, size: int, minimum: int) -> None:
+    if size < minimum:
+        advice = "Pass a larger batch" + (", or an objective without a batch statistic." if minimum > 1 else ".")
+        raise ValueError(f"{name} holds {size} path(s); expected at least {minimum}. {advice}")
+
+
+def _check_shape(name: str, value: Tensor, log_pi: Tensor, shape: tuple[int, ...], layout: str) -> None:
+    if tuple(value.shape) != tuple(shape):
+        raise ValueError(
+            f"{name} has shape {tuple(value.shape)}; expected {tuple(shape)}, that is {layout}, to go with log_pi of "
+            f"shape {tuple(log_pi.shape)}. Reshape it yourself: nothing is broadcast."
+        )
+
+
+def _check_device(name: str, value: Tensor, log_pi: Tensor) -> None:
+    if value.device != log_pi.device:
+        raise ValueError(f"{name} is on {value.device}; expected {log_pi.device} as log_pi. Move one of them.")
 
 
 def check_finite(name: str, value: Tensor, advice: str) -> None:

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from helpers import generator
 
 from companion import statistics
 
@@ -51,7 +52,7 @@ def test_no_spread_at_all_is_an_interval_of_no_width():
 
 def test_the_test_errs_as_often_as_it_says():
     """Where the true difference is the margin, two methods are called comparable in a twentieth of the cases."""
-    draws = torch.Generator().manual_seed(0)
+    draws = generator(0)
     samples = torch.randn(2000, 2, 5, generator=draws, dtype=torch.float64)
     samples[:, 0] += 4.0
     wrong = sum(statistics.equivalence(a.tolist(), b.tolist(), margin=4.0).equivalent for a, b in samples)
@@ -59,7 +60,7 @@ def test_the_test_errs_as_often_as_it_says():
 
 
 def test_power_is_the_share_of_tests_that_find_equal_methods_equivalent():
-    draws = torch.Generator().manual_seed(1)
+    draws = generator(1)
     for seeds, margin, shift in ((5, 2.0, 0.0), (5, 2.0, 0.5), (8, 1.5, 0.0)):
         samples = torch.randn(1000, 2, seeds, generator=draws, dtype=torch.float64)
         samples[:, 0] += shift

@@ -1,0 +1,76 @@
+"""Small problems, drawn as graphs."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from companion.mdp import Problem
+from companion.plotting.style import COLOURS, panels
+
+
+def graph(
+    problem: Problem,
+    *,
+    states: Sequence[str],
+    edges: Sequence[str] | None = None,
+    shade: Tensor | None = None,
+    title: str = "",
+    names: Mapping[int, str] | None = None,
+) -> Figure:
+    """Draw a small problem from left to right, with a label on each state and edge.
+
+    Args:
+        problem: some tens of states at most.
+        states: one label per state.
+        edges: one label per edge.
+        shade: ``[edges]``, between 0 and 1; how dark and thick each edge is drawn.
+        title: what the figure shows.
+        names: a second label, to the right of the states given, such as the name of x.
+    """
+    columns = _columns(problem)
+    tallest = max(map(len, columns))
+    figure, (axes,) = panels(height=1.1 + 0.62 * tallest)
+    place = _layout(columns, tallest)
+    shade = torch.full(problem.source.shape, 0.5) if shade is None else shade
+    for edge, (begin, end) in enumerate(zip(problem.source.tolist(), problem.target.tolist(), strict=True)):
+        weight = float(shade[edge])
+        xs, ys = _curve(*place[begin], *place[end])
+        axes.plot(xs, ys, color=COLOURS["target"], alpha=0.2 + 0.8 * weight, lw=1 + 3 * weight, zorder=1)
+        if edges is not None:
+            box = {"boxstyle": "round,pad=0.12", "fc": "white", "ec": "none"}
+            axes.annotate(edges[edge], (xs[12], ys[12]), ha="center", va="center", fontsize=8.5, bbox=box, zorder=2)
+    for state, at in place.items():
+        box = {"boxstyle": "round,pad=0.3", "fc": "white", "ec": "#444444"}
+        axes.annotate(states[state], at, ha="center", va="center", fontsize=9.5, bbox=box, zorder=3)
+        if names and state in names:
+            axes.annotate(names[state], at, (26, 0), textcoords="offset points", va="center", fontsize=9.5)
+    axes.set_title(title, fontsize=10.5)
+    axes.set_axis_off()
+    axes.margins(x=0.12, y=0.16)
+    return figure
+
+
+def _curve(x0: float, y0: float, x1: float, y1: float) -> tuple[list[float], list[float]]:
+    """Points from one state to another: a line, or, past a column in between, an arc that keeps clear of its states."""
+    bend = 0.0 if x1 - x0 < 1.5 else -2.2
+    along = [k / 20 for k in range(21)]
+    return [x0 + u * (x1 - x0) for u in along], [y0 + u * (y1 - y0) + bend * u * (1 - u) for u in along]
+
+
+def _columns(problem: Problem) -> list[list[int]]:
+    """States by their longest distance from the root, in the order of their numbers."""
+    depth = [0] * problem.n_states
+    for begin, end in zip(problem.source.tolist(), problem.target.tolist(), strict=True):
+        depth[end] = max(depth[end], depth[begin] + 1)
+    return [[state for state, at in enumerate(depth) if at == column] for column in range(max(depth) + 1)]
+
+
+def _layout(columns: list[list[int]], tallest: int) -> dict[int, tuple[float, float]]:
+    """Place the states column by column, each column centred."""
+    return {
+        state: (float(x), -(row + 0.5) * (tallest / len(members)))
+        for x, members in enumerate(columns)
+        for row, state in enumerate(members)
+    }

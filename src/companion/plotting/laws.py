@@ -1,0 +1,85 @@
+"""Laws over few outcomes: bars, weights with intervals, and weights of modes as squares in the plane."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from torch import Tensor
+
+from companion.plotting.style import COLOURS, CYCLE, MARKERS, floats, panels
+from companion.statistics import mean_interval
+
+
+def bars(
+    labels: Sequence[str], series: Mapping[str, Sequence[float] | Tensor], *, ylabel: str, colours: Sequence[str] = ()
+) -> Figure:
+    """Draw groups of bars, one group per label and one bar per series, hatched so that colour is not needed."""
+    figure, (axes,) = panels()
+    width = 0.8 / len(series)
+    for j, (name, heights) in enumerate(series.items()):
+        at = [i + (j - (len(series) - 1) / 2) * width for i in range(len(labels))]
+        colour = COLOURS[colours[j]] if colours else CYCLE[j]
+        axes.bar(at, floats(heights), width, label=name, color=colour, hatch=["", "//", "..", "xx"][j % 4])
+    axes.set_xticks(range(len(labels)), labels)
+    axes.set_ylabel(ylabel)
+    columns = len(series) if len(series) < 4 else 2
+    axes.legend(fontsize=9, frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=columns)  # clear of the bars
+    return figure
+
+
+def weights_with_intervals(
+    labels: Sequence[str], target: Sequence[float], methods: Mapping[str, Sequence[Sequence[float]]]
+) -> Figure:
+    """Draw the target's weights as steps, and for each method the mean over seeds of each weight, with its interval.
+
+    ``methods`` holds, for each name, one list of weights per seed, as long as ``labels``.
+    """
+    figure, (axes,) = panels(width=7.4, height=3.6)
+    places = np.arange(len(labels))
+    axes.bar(places, target, 0.92, color="#dddddd", label="target")
+    for j, (name, runs) in enumerate(methods.items()):
+        found = [mean_interval(column) for column in zip(*runs, strict=True)]
+        mean = np.array([entry.mean for entry in found])
+        half = np.array([entry.high - entry.mean for entry in found])
+        shift = (j - (len(methods) - 1) / 2) * 0.8 / len(methods)
+        axes.errorbar(
+            places + shift, mean, half, fmt=MARKERS[j % 7], color=CYCLE[j % 7], ms=4.5, lw=1, capsize=2, label=name
+        )
+    axes.set_xticks(places, labels, fontsize=8)
+    axes.set(ylabel="weight", xlabel="mode")
+    axes.set_ylim(bottom=0)
+    axes.legend(fontsize=8.5, frameon=False, ncols=2)
+    return figure
+
+
+def mode_grids(means: Tensor, laws: Mapping[str, Tensor], *, kept: Tensor) -> Figure:
+    """Draw mode weights in panels, three to a row, each weight as a square at its mean whose area is the weight.
+
+    Args:
+        means: ``[modes, 2]``, on a grid; a grey dot marks each.
+        laws: for each panel's title its weights, ``[modes]``. The largest of the first law fills its place on the grid.
+        kept: ``[modes]``, bool; squares of the others are hatched and of another colour.
+    """
+    rows = -(-len(laws) // 3)
+    figure, axes = panels(3, rows=rows, height=2.2 * rows)
+    for axis in axes:
+        axis.set_axis_off()
+    spacing, largest = float(torch.pdist(means).min()), float(next(iter(laws.values())).max())
+    low, high = float(means.min()) - 0.8 * spacing, float(means.max()) + 0.8 * spacing
+    for axis, (title, weights) in zip(axes, laws.items(), strict=False):
+        axis.plot(floats(means[:, 0]), floats(means[:, 1]), ".", ms=3, color="#9a9a9a")
+        for mode in weights.argsort(descending=True).tolist():  # small squares on top of large ones
+            side = 0.95 * spacing * float(weights[mode] / largest) ** 0.5
+            axis.add_patch(_square(floats(means[mode]), side, kept=bool(kept[mode])))
+        axis.set(xlim=(low, high), ylim=(low, high), aspect="equal")
+        axis.set_title(title, fontsize=10)
+    return figure
+
+
+def _square(centre: Sequence[float], side: float, *, kept: bool) -> Rectangle:
+    corner = (centre[0] - side / 2, centre[1] - side / 2)
+    if kept:
+        return Rectangle(corner, side, side, zorder=2, fc=COLOURS["target"], ec="white")
+    return Rectangle(corner, side, side, zorder=2, fc="white", ec=COLOURS["policy"], hatch="//////")

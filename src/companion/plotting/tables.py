@@ -1,0 +1,73 @@
+"""Tables of cells: shaded and labelled, maps of values, and two vocabularies side by side."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from companion.plotting.style import panels
+
+
+def grid(
+    values: Tensor, *, rows: Sequence[str], columns: Sequence[str], labels: Sequence[Sequence[str]], title: str = ""
+) -> Figure:
+    """Draw a table of cells shaded by ``values``, ``[rows, columns]`` between 0 and 1, each with a label.
+
+    Raises ``ValueError`` where the names or the labels do not fit the values.
+    """
+    if values.shape != (len(rows), len(columns)) or [len(line) for line in labels] != [len(columns)] * len(rows):
+        raise ValueError(
+            f"values is {tuple(values.shape)} for {len(rows)} rows and {len(columns)} columns; expected one value and "
+            "one label per cell. Pass as many of each."
+        )
+    figure, (axes,) = panels(width=7.4, height=0.8 + 0.28 * len(rows))
+    axes.imshow(values.detach().numpy(), cmap="cividis_r", vmin=0, vmax=1.6, aspect="auto")
+    for row, line in enumerate(labels):
+        for column, label in enumerate(line):
+            axes.annotate(label, (column, row), ha="center", va="center", fontsize=8)
+    axes.set_xticks(range(len(columns)), columns, fontsize=8)
+    axes.set_yticks(range(len(rows)), rows, fontsize=8)
+    _frame(axes, title)
+    return figure
+
+
+def cells(
+    values: np.ndarray, *, rows: Sequence[str], columns: Sequence[str], xlabel: str, ylabel: str, title: str, top: float
+) -> Figure:
+    """Draw a map, ``[rows, columns]``, of values from 0 to ``top``, each written into its cell."""
+    figure, (axes,) = panels(height=1.4 + 0.42 * len(rows))
+    axes.imshow(values, cmap="cividis_r", vmin=0, vmax=1.25 * top, aspect="auto")
+    for (i, j), value in np.ndenumerate(values):
+        axes.annotate(f"{value:.2f}", (j, i), ha="center", va="center", color="white" if value > 0.6 * top else "black")
+    axes.set_xticks(range(len(columns)), columns)
+    axes.set_yticks(range(len(rows)), rows)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    _frame(axes, title)
+    return figure
+
+
+def vocabularies(rows: Sequence[tuple[str, str, str]]) -> Figure:
+    """Draw the two vocabularies: for each row, the GFlowNet word, the thing itself, and the RL word."""
+    figure, (axes,) = panels(width=7.2, height=0.45 * len(rows) + 0.7)
+    for i, (left, middle, right) in enumerate(rows):
+        y = -i
+        axes.annotate(left, (0.0, y), ha="left", va="center", fontsize=10, color="#8A3B00")
+        box = {"boxstyle": "round,pad=0.35", "fc": "#F2F2F2", "ec": "#444444"}
+        axes.annotate(middle, (0.5, y), ha="center", va="center", fontsize=10, bbox=box, zorder=3)
+        axes.annotate(right, (1.0, y), ha="right", va="center", fontsize=10, color="#00518A")
+        axes.plot([0.30, 0.70], [y, y], color="#BBBBBB", lw=1, zorder=1)
+    for x, name, ha in ((0.0, "GFlowNet", "left"), (0.5, "what it is", "center"), (1.0, "RL", "right")):
+        axes.annotate(name, (x, 0.85), ha=ha, va="center", fontsize=11, fontweight="bold")
+    axes.set(xlim=(-0.02, 1.02), ylim=(-len(rows) + 0.4, 1.2))
+    axes.set_axis_off()
+    return figure
+
+
+def _frame(axes: Axes, title: str) -> None:
+    """Give a table its title, and take the ticks and the box away."""
+    axes.set_title(title, fontsize=10.5)
+    axes.tick_params(length=0)
+    for side in axes.spines.values():
+        side.set_visible(False)
