@@ -6,11 +6,13 @@ which worker it was. Workers keep the code that they have imported: start them a
 """
 
 import importlib
+import os
+import platform
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from distributed import Client, as_completed, get_worker
+from distributed import Client, as_completed
 
 
 def spread(study: str, given: list[tuple], workers: int, scheduler: str | None, root: Path) -> None:
@@ -45,9 +47,9 @@ def entrance(root: str, study: str) -> Callable[..., None]:
             found = f"{type(error).__name__}: {error}"
         if found:
             raise RuntimeError(
-                f"The worker {get_worker().address} cannot import experiments.{study} from {root}: {found}. Expected "
-                f"this folder under the same path, and companion in the worker's environment, {sys.prefix}. Share the "
-                "folder, install the project there, and start the worker anew."
+                f"The worker on {platform.node()}, process {os.getpid()}, cannot import experiments.{study} from "
+                f"{root}: {found}. Expected this folder under the same path, and companion in the environment of the "
+                f"worker, {sys.prefix}. Share the folder, install the project there, and start the worker anew."
             )
         if given:
             importlib.import_module("experiments.common").run_and_write(*given)
