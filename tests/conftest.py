@@ -11,7 +11,7 @@ import torch
 from changed import changed_files, tests_to_run
 from jupyter_client.manager import KernelManager
 
-from companion.claims import registry
+from companion.claims import registry, written
 from companion.claims.evidence import cell_checks
 
 ROOT = Path(__file__).parents[1]
@@ -31,7 +31,7 @@ def pytest_configure(config):
     claim = config.getoption("--claim")
     if claim is not None and claim not in registry():
         raise pytest.UsageError(f"--claim {claim!r} is no claim; expected one of {', '.join(registry())}")
-    if claim is not None and not (ROOT / "notebooks" / f"{registry()[claim].chapter}.ipynb").exists():
+    if claim is not None and not written(ROOT, registry()[claim]):
         raise pytest.UsageError(f"{claim} belongs to a chapter that is still planned: it has no checks yet")
 
 

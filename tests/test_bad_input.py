@@ -83,6 +83,11 @@ def every(kind) -> list:
     ]
 
 
+def takes(argument: str) -> list[str]:
+    """List the functions that take an argument."""
+    return [name for name, (function, _, _) in FUNCTIONS.items() if argument in inspect.signature(function).parameters]
+
+
 def is_tensor(argument: str, value) -> bool:
     """Whether an argument is a tensor."""
     return isinstance(value, torch.Tensor)
@@ -107,7 +112,7 @@ def test_the_table_holds_every_public_function_and_argument():
         if inspect.isfunction(value) and value.__module__ == module.__name__ and not name.startswith("_")
     }
     assert public == set(FUNCTIONS) | {"trust_pcl.full_path_values"}  # at the end: not an objective
-    untried = {"entropy_weight", "gamma", "baseline"}  # tried by name below
+    untried = {"entropy_weight", "gamma", "baseline", "clip", "group", "steps"}  # tried by name below
     for function, given, _ in FUNCTIONS.values():
         assert set(inspect.signature(function).parameters) <= set(given) | untried
 
@@ -191,14 +196,6 @@ def test_the_published_baseline_refuses_rewards_whose_sum_overflows():
     refuses("reinforce.published_baseline_loss", *words, log_reward=tensor([709.5] * 4), **four)
 
 
-@pytest.mark.parametrize(("name", "argument"), every(lambda argument, value: argument in CONSTANTS))
-def test_a_constant_computed_from_a_parameter_is_refused(name, argument):
-    """Not the parameter itself: a tensor further down its graph."""
-    computed = 2 * good(name, argument).clone().requires_grad_()
-    assert not computed.is_leaf
-    refuses(name, f"{argument} requires a gradient", f"{argument}.detach()", **{argument: computed})
-
-
 WRONG_SHAPES = {
     "log_pi": [(), (PATHS,), (PATHS, STEPS, 1), (PATHS, 0)],
     "log_ref": [
@@ -211,14 +208,12 @@ WRONG_SHAPES = {
         (PATHS, STEPS + 1),
         (STEPS, PATHS),
     ],
-    "rewards": [(), (PATHS,), (PATHS, STEPS, 1), (1, STEPS), (PATHS, 1), (PATHS, STEPS + 1)],
-    "log_behaviour": [(), (PATHS,), (PATHS, STEPS, 1), (1, STEPS), (PATHS, 1), (PATHS, STEPS + 1)],
     "log_reward": [(), (1,), (PATHS, 1), (1, PATHS), (PATHS, STEPS), (PATHS + 1,)],
     "values": [(), (PATHS,), (PATHS, STEPS), (1, STEPS + 1), (STEPS + 1,), (PATHS, STEPS + 1, 1)],
-    "log_flow": [(), (PATHS,), (PATHS, STEPS), (1, STEPS + 1), (STEPS + 1,), (PATHS, STEPS + 1, 1)],
     "log_z": [(1,), (PATHS, 1), (1, PATHS), (PATHS + 1,), (1, 1)],
-    "value": [(1,), (PATHS, 1), (1, PATHS), (PATHS + 1,), (1, 1)],
 }
+WRONG_SHAPES |= {"rewards": WRONG_SHAPES["log_ref"], "log_behaviour": WRONG_SHAPES["log_ref"]}
+WRONG_SHAPES |= {"log_flow": WRONG_SHAPES["values"], "value": WRONG_SHAPES["log_z"]}
 
 
 @pytest.mark.parametrize(("name", "argument"), every(is_tensor))
@@ -238,9 +233,11 @@ def test_a_log_pi_that_fits_none_of_the_rest_is_refused(name):
 
 @pytest.mark.parametrize(("name", "argument"), every(lambda argument, value: argument in CONSTANTS))
 def test_a_constant_that_requires_a_gradient_is_refused(name, argument):
-    """References, behaviours and rewards are data."""
+    """References, behaviours and rewards are data: neither a parameter nor a tensor further down its graph."""
     words = f"{argument} requires a gradient", "constant", f"{argument}.detach()"
-    refuses(name, *words, **{argument: good(name, argument).clone().requires_grad_()})
+    trained = good(name, argument).clone().requires_grad_()
+    refuses(name, *words, **{argument: trained})
+    refuses(name, *words, **{argument: 2 * trained})
 
 
 @pytest.mark.parametrize(
@@ -263,6 +260,7 @@ NUMBERS = {
     "kl_weight": (">= 0", [-1e-9, -1]),
     "entropy_weight": (">= 0", [-1e-9, -1]),
     "gamma": ("> 0 and <= 1", [0, 0.0, -0.5, 1.0000001, 2]),
+    "clip": ("> 0", [0, 0.0, -1.0]),
 }
 NEVER = [
     math.nan,
@@ -277,28 +275,23 @@ NEVER = [
     1j,
     Fraction(1, 2),
     tensor(0.5),
-]
-TAKES = [
-    pytest.param(name, argument, id=f"{name}-{argument}")
-    for name, (function, _, _) in FUNCTIONS.items()
-    for argument in NUMBERS
-    if argument in inspect.signature(function).parameters
+    # These cannot be multiplied with a tensor, or change its dtype.
+    10**300,
+    -(10**300),
+    2**63,
+    numpy.float32(0.5),
+    numpy.int64(1),
 ]
 
 
-@pytest.mark.parametrize(("name", "argument"), TAKES)
+@pytest.mark.parametrize(("name", "argument"), [(name, argument) for argument in NUMBERS for name in takes(argument)])
 def test_a_number_out_of_range_or_no_number_at_all_is_refused(name, argument):
-    """Tensors, truth values, NaN and infinity among them."""
+    """Tensors, truth values, NaN and infinity among them, and integers beyond 64 bits; but None clips nothing."""
     bounds, outside = NUMBERS[argument]
     for bad in outside + NEVER:
-        refuses(name, f"{argument} is {bad!r}", bounds, "plain float", **{argument: bad})
-
-
-@pytest.mark.parametrize(("name", "argument"), TAKES)
-@pytest.mark.parametrize("bad", [10**300, -(10**300), 2**63, numpy.float32(0.5), numpy.int64(1)])
-def test_an_integer_beyond_64_bits_and_a_number_of_numpy_are_refused(name, argument, bad):
-    """Neither can be multiplied with a tensor and leave its dtype as it was; the message asks for a plain float."""
-    refuses(name, f"{argument} is {bad!r}", "finite Python number", "Pass a plain float", **{argument: bad})
+        if (argument, bad) != ("clip", None):
+            words = f"{argument} is {bad!r}", "finite Python number", bounds, "Pass a plain float"
+            refuses(name, *words, **{argument: bad})
 
 
 @pytest.mark.parametrize("name", ["trust_pcl.residual", "trust_pcl.loss"])
@@ -362,50 +355,99 @@ def test_a_batch_that_is_too_small_is_refused(name):
             refuses(name, f"log_pi holds {size} path(s)", "at least", "larger batch", **cut)
 
 
-@pytest.mark.parametrize("baseline", ["batch_mean", "leave_one_out"])
-def test_a_baseline_taken_from_the_batch_needs_two_paths(baseline):
-    """Unweighted; without a baseline, or with a number, one path will do."""
-    one = {k: RTB[k][:1] for k in RTB} | {"log_behaviour": None, "weights": "none"}
-    refuses("reinforce.kl_loss", "1 path(s)", "at least 2", baseline=baseline, **one)
-    accepts("reinforce.kl_loss", baseline="none", **one)
-    accepts("reinforce.kl_loss", baseline=0, **one)
+#: One path; and three, of which one is alone in its group. With a behaviour to go with each.
+ALONE = [
+    ("log_pi holds 1 path(s)", {k: v[:1] for k, v in RTB.items()}, REFERENCE[:1]),
+    ("group 5 holds 1 path(s)", {"group": torch.tensor([7, 5, 7])}, REFERENCE),
+]
 
 
-@pytest.mark.parametrize("weights", ["importance", "tempered"])
-def test_weights_need_two_paths_and_a_behaviour(weights):
-    """Self-normalised over the batch, whatever the baseline."""
-    one = {k: RTB[k][:1] for k in RTB} | {"log_behaviour": REFERENCE[:1]}
-    refuses("reinforce.kl_loss", "1 path(s)", "at least 2", weights=weights, baseline="none", **one)
-    refuses("reinforce.critic_loss", "1 path(s)", "at least 2", weights=weights, **one)
-    words = "log_behaviour is missing", weights, "Pass both, or neither"
-    for name in WEIGHTED:
+@pytest.mark.parametrize(("words", "alone", "behaviour"), ALONE)
+def test_what_is_taken_from_the_batch_or_the_group_needs_two_paths_and_all_else_one(words, alone, behaviour):
+    """Baselines, clipping and weights, which are self-normalised whatever the baseline."""
+    unweighted = alone | {"log_behaviour": None, "weights": "none"}
+    words = words, "at least 2", "a larger batch, or an objective without a batch statistic"
+    for options in ({"baseline": "batch_mean"}, {"baseline": "leave_one_out"}, {"baseline": "none", "clip": 1.0}):
+        refuses("reinforce.kl_loss", *words, **options, **unweighted)
+    n = len(behaviour)
+    for baseline in ("none", 0, tensor([0.5] * n)):
+        accepts("reinforce.kl_loss", baseline=baseline, **unweighted)
+        for weights in ("importance", "tempered"):
+            weighted = alone | {"log_behaviour": behaviour, "weights": weights}
+            refuses("reinforce.kl_loss", *words, baseline=baseline, **weighted)
+            refuses("reinforce.critic_loss", *words, **weighted)
+    accepts("reinforce.critic_loss", **unweighted)
+
+
+@pytest.mark.parametrize("name", takes("group"))
+def test_a_group_of_one_is_refused_by_name_where_a_statistic_needs_two(name):
+    """It is named with its size; where nothing is taken within it, it passes."""
+    group = {"group": torch.tensor([-3, 2**40, -3])}
+    if name in STATISTICS:
+        refuses(name, f"group {2**40} holds 1 path(s)", "at least 2", "larger batch", **group)
+    else:
+        accepts(name, **group)
+
+
+@pytest.mark.parametrize(("name", "argument"), [(n, a) for a in ("group", "steps") for n in takes(a)])
+def test_groups_and_lengths_are_one_integer_for_each_path(name, argument):
+    """Of 32 or 64 bits; nothing is broadcast or converted."""
+    whole = torch.full((PATHS,), STEPS)
+    for dtype in (torch.int64, torch.int32):
+        accepts(name, **{argument: whole.to(dtype)})
+    refuses(name, f"{argument} is a list", "torch.Tensor of integers", "Pass", **{argument: [STEPS] * PATHS})
+    for dtype in (torch.float64, torch.bool, torch.int16, torch.complex64):
+        refuses(name, f"{argument} is {dtype}", "integers", "torch.int64", **{argument: whole.to(dtype)})
+    for shape in ((), (1,), (PATHS, 1), (1, PATHS), (PATHS + 1,), (PATHS, STEPS)):
+        refuses(name, f"{argument} has shape {shape}", "[batch]", **{argument: torch.full(shape, STEPS)})
+    refuses(name, f"{argument} is on meta", "cpu", "Move", **{argument: whole.to("meta")})
+
+
+@pytest.mark.parametrize("name", takes("steps"))
+@pytest.mark.parametrize(("steps", "given"), [([2, 0, 2], "0 to 2"), ([3, 2, 1], "1 to 3"), ([-1, 2, 2], "-1 to 2")])
+def test_a_length_of_no_step_or_of_more_than_the_columns_is_refused(name, steps, given):
+    """Two columns: 1 <= steps <= 2."""
+    refuses(name, f"steps holds {given}", "1 to 2", "the true length", steps=torch.tensor(steps))
+
+
+BEYOND = ("log_pi", "log_ref", "log_behaviour", "rewards", "values", "log_flow")
+
+
+@pytest.mark.parametrize(("name", "argument"), every(lambda argument, value: argument in BEYOND))
+def test_an_entry_beyond_the_end_of_a_path_is_refused_in_every_per_step_input(name, argument):
+    """The second path has one step; a value is refused at its end, a flow where it changes after that."""
+    padded = {k: v.clone() for k, v in FUNCTIONS[name][1].items() if k in BEYOND}
+    for key, value in padded.items():
+        value[1, 1:] = value[1, 1] if key == "log_flow" else 0.0
+    given = {"steps": torch.tensor([2, 1, 2])}
+    accepts(name, **padded, **given)
+    column = 2 if argument == "log_flow" else 1
+    padded[argument][1, column] += 0.5
+    shown = "the change of log_flow" if argument == "log_flow" else argument
+    refuses(name, f"{shown} is 0.5 at [1, 1]", "after 1 step(s)", "Put zeros there", **padded, **given)
+
+
+@pytest.mark.parametrize("name", WEIGHTED)
+def test_a_behaviour_that_is_missing_or_that_nothing_uses_is_refused(name):
+    """weights="none" is the default."""
+    refuses(name, "log_behaviour is given", "'none'", "Pass both, or neither", weights="none")
+    for weights in ("importance", "tempered"):
+        words = "log_behaviour is missing", weights, "Pass both, or neither"
         refuses(name, *words, weights=weights, log_behaviour=None)
 
 
-def test_a_critic_without_weights_needs_one_path():
-    """It uses no statistic of the batch."""
-    one = {k: RTB[k][:1] for k in RTB} | {"log_behaviour": None, "weights": "none"}
-    accepts("reinforce.critic_loss", **one)
-
-
-@pytest.mark.parametrize("name", WEIGHTED)
-def test_a_behaviour_that_nothing_uses_is_refused(name):
-    """weights="none" is the default."""
-    words = "log_behaviour is given", "'none'", "Pass both, or neither"
-    refuses(name, *words, weights="none")
-
-
-@pytest.mark.parametrize("name", WEIGHTED)
-@pytest.mark.parametrize("bad", ["Importance", "", None, 1.0, True])
-def test_an_unknown_weighting_is_refused(name, bad):
+@pytest.mark.parametrize(
+    ("name", "argument", "words", "bad"),
+    [
+        *((name, "weights", ("importance", "tempered"), ["Importance", "", None, 1.0, True]) for name in WEIGHTED),
+        ("reinforce.kl_estimator", "kind", ("k1", "k2", "k3"), ["K1", "", "k4", None, 1, ["k1"]]),
+        ("reinforce.kl_loss", "baseline", ("batch_mean", "leave_one_out", "or a number"), ["mean", "", "Batch_mean"]),
+    ],
+)
+def test_an_unknown_name_is_refused(name, argument, words, bad):
     """The message lists those that exist."""
-    refuses(name, f"weights is {bad!r}", "importance", "tempered", "Choose", weights=bad)
-
-
-@pytest.mark.parametrize("bad", ["K1", "", "k4", None, 1, ["k1"]])
-def test_an_unknown_estimator_is_refused(bad):
-    """The message lists those that exist."""
-    refuses("reinforce.kl_estimator", f"kind is {bad!r}", "k1", "k2", "k3", "Choose", kind=bad)
+    for unknown in bad:
+        refuses(name, f"{argument} is {unknown!r}", *words, "Choose", **{argument: unknown})
 
 
 def test_a_ratio_that_overflows_is_refused_by_k3_alone():
@@ -417,17 +459,27 @@ def test_a_ratio_that_overflows_is_refused_by_k3_alone():
         accepts("reinforce.kl_estimator", log_pi=far, kind=kind)
 
 
-@pytest.mark.parametrize("bad", ["mean", "", "Batch_mean"])
-def test_an_unknown_baseline_is_refused(bad):
-    """The message lists those that exist."""
-    words = f"baseline is {bad!r}", "batch_mean", "leave_one_out", "or a number", "Choose"
-    refuses("reinforce.kl_loss", *words, baseline=bad)
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf, True, None, tensor(0.5), [0.5]])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, True, None, [0.5]])
 def test_a_baseline_that_is_no_finite_number_is_refused(bad):
     """A learned baseline is passed as a number."""
     refuses("reinforce.kl_loss", f"baseline is {bad!r}", "finite Python number", "plain float", baseline=bad)
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        (tensor(0.5), "baseline has shape ()"),
+        (tensor([[0.5]] * PATHS), "baseline has shape (3, 1)"),
+        (PER_PATH.float(), "baseline is torch.float32"),
+        (PER_PATH.long(), "baseline is torch.int64"),
+        (PER_PATH.to("meta"), "baseline is on meta"),
+        (PER_PATH / 0, "baseline holds 3 value(s)"),
+        (PER_PATH.clone().requires_grad_(), "baseline requires a gradient"),
+    ],
+)
+def test_a_tensor_that_is_no_constant_for_each_path_is_refused_as_a_baseline(bad, words):
+    """One learned number is passed as such; one for each path detached."""
+    refuses("reinforce.kl_loss", words, baseline=bad)
 
 
 def test_numbers_at_the_edges_are_accepted():
@@ -458,18 +510,14 @@ def test_any_one_floating_point_dtype_is_accepted_and_kept(name, dtype):
     assert accepts(name, **inputs).dtype == dtype
 
 
-def test_log_z_is_one_number_or_one_per_path():
+def test_log_z_and_a_critic_are_one_number_or_one_per_path():
     """0-d, or [batch]; for a batch of one, [1] too."""
     for shape in ((), (PATHS,)):
-        assert accepts("rtb.residual", log_z=torch.zeros(shape, dtype=torch.float64)).shape == (PATHS,)
+        zeros = torch.zeros(shape, dtype=torch.float64)
+        assert accepts("rtb.residual", log_z=zeros).shape == (PATHS,)
+        assert accepts("reinforce.critic_loss", value=zeros).shape == ()
     one = {k: v[:1] for k, v in RTB.items()}
     assert accepts("rtb.residual", log_z=torch.zeros(1, dtype=torch.float64), **one).shape == (1,)
-
-
-def test_a_critic_is_one_number_or_one_per_path():
-    """0-d, or [batch]; the loss is a scalar."""
-    for shape in ((), (PATHS,)):
-        assert accepts("reinforce.critic_loss", value=torch.zeros(shape, dtype=torch.float64)).shape == ()
 
 
 @pytest.mark.parametrize(

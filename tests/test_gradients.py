@@ -113,15 +113,18 @@ def test_trust_pcl_gradients_in_the_logits_and_in_the_value_are_those_of_the_sym
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_vargrad_gradients_are_those_of_the_centred_symbolic_residual(seed):
-    """log Z drops out where the residuals are centred."""
-    x = numbers(seed)
+@pytest.mark.parametrize("group", [None, [3, -1, -1, 3]])
+def test_vargrad_gradients_are_those_of_the_centred_symbolic_residual(seed, group):
+    """log Z drops out where the residuals are centred, over the batch or within each group."""
+    x, names = numbers(seed), group or [0] * PATHS
     theta = x["theta"].requires_grad_()
     residuals = [along_path(symbolic.rtb_residual(), x, path) for path in range(PATHS)]
-    mean = sum(residuals) / PATHS
-    loss = half_mean_square([sympy.expand(r - mean) for r in residuals])
+    members = {name: [r for r, of in zip(residuals, names, strict=True) if of == name] for name in names}
+    means = [sum(members[name]) / len(members[name]) for name in names]
+    loss = half_mean_square([sympy.expand(r - mean) for r, mean in zip(residuals, means, strict=True)])
     assert not loss.has(symbolic.log_z)
-    ours = rtb.vargrad_loss(log_pi_of(theta, x), x["log_ref"], x["rewards"].sum(dim=1), beta=x["beta"])
+    options = {"beta": x["beta"], "group": None if group is None else torch.tensor(group)}
+    ours = rtb.vargrad_loss(log_pi_of(theta, x), x["log_ref"], x["rewards"].sum(dim=1), **options)
     assert_gradients_agree(loss, list(THETA), ours, [theta])
 
 

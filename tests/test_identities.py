@@ -1,4 +1,4 @@
-"""The identities of chapters 2 to 5 as properties of random input.
+"""The identities of the chapters from ``kl-regularised-rl`` to ``the-equivalence`` as properties of random input.
 
 Every expected value is worked out here, in plain Python or numpy and in float64, from the numbers that the
 functions are given; so two functions are never compared with each other alone. Tolerances are a few eps of
@@ -28,7 +28,7 @@ from helpers import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from companion import mdp, rtb, trust_pcl
+from companion import mdp, reinforce, rtb, trust_pcl
 
 ALPHAS = st.floats(-3, 3).map(lambda power: 10**power)
 SEEDS = st.integers(0, 2**31)
@@ -224,6 +224,67 @@ def test_vargrad_loss_is_the_minimum_over_log_z_of_rtb_loss(b):
         loss = alpha**2 * rtb.loss(b.log_pi, b.log_ref, b.log_reward, log_z, beta=beta).double()
         rise = (alpha * float(log_z) + scaled.mean()) ** 2 / 2
         assert_agree(loss, expected + rise, size + 50 * (alpha + b.size().max()) ** 2, b.dtype)
+
+
+#: A loss, its inputs beside log_pi and log_ref, and its options.
+LOSSES = {
+    "rtb": (rtb.loss, "log_reward log_z", {"beta": 2.0}),
+    "vargrad": (rtb.vargrad_loss, "log_reward", {"beta": 2.0}),
+    "trust_pcl": (trust_pcl.loss, "rewards values", {"kl_weight": 0.5}),
+    "published": (reinforce.published_baseline_loss, "log_reward", {"kl_weight": 0.5}),
+    "clipped": (reinforce.kl_loss, "log_reward", {"baseline": "leave_one_out", "clip": 1.0}),
+    "importance": (reinforce.kl_loss, "log_reward log_behaviour", {"weights": "importance"}),
+    "tempered": (reinforce.kl_loss, "log_reward log_behaviour", {"weights": "tempered", "clip": 1.0}),
+    "value": (reinforce.critic_loss, "log_reward value", {}),
+    "tempered value": (reinforce.critic_loss, "log_reward value log_behaviour", {"weights": "tempered"}),
+}
+
+
+def loss_of(name: str, x: dict, *keywords: str) -> torch.Tensor:
+    """The loss of the paths x, with these keywords of theirs."""
+    function, inputs, options = LOSSES[name]
+    return function(**{key: x[key] for key in ("log_pi", "log_ref", *inputs.split(), *keywords)}, **options)
+
+
+def paths_in_groups(seed: int) -> dict[str, torch.Tensor]:
+    """Random paths of 1 to 5 steps, zero past each end, in three groups of two or more, in any order."""
+    random, n = generator(seed), 17
+    steps = torch.randint(1, 6, (n,), generator=random)
+    per_step = torch.randn(5, n, 5, generator=random, dtype=torch.float64).where(torch.arange(5) < steps[:, None], 0.0)
+    x = dict(zip(("log_pi", "log_ref", "log_behaviour", "rewards", "values"), per_step, strict=True))
+    few = torch.cat([torch.tensor([0, 0, 1, 1, 2, 2]), torch.randint(3, (n - 6,), generator=random)])
+    x |= {"group": few[torch.randperm(n, generator=random)], "steps": steps}
+    x["values"] = torch.nn.functional.pad(x["values"], (0, 1))
+    per_path = torch.randn(3, n, generator=random, dtype=torch.float64) + x["group"]
+    return x | dict(zip(("log_reward", "log_z", "value"), per_path, strict=True))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("seed", range(3))
+def test_a_loss_of_groups_is_the_mean_of_their_own_losses_weighted_by_their_sizes(name, seed):
+    """And so is its gradient, by ``torch.func`` here and by autograd there."""
+    x, learned = paths_in_groups(seed), "value" if "value" in name else "log_pi"
+
+    def ours(value):
+        return loss_of(name, x | {learned: value}, "group", "steps")
+
+    leaf = x[learned].clone().requires_grad_()
+    parts = [{key: value[x["group"] == g] for key, value in (x | {learned: leaf}).items()} for g in range(3)]
+    expected = sum(len(part["group"]) * loss_of(name, part, "steps") for part in parts) / len(x["group"])
+    assert_agree(ours(x[learned]), expected, 1e3)
+    assert_agree(torch.func.grad(ours)(x[learned]), torch.autograd.grad(expected, leaf)[0], 1e3)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_neither_the_names_nor_the_order_of_groups_matter_and_one_group_is_none(name):
+    """Names that are far apart, or negative; all paths in any other order."""
+    x = paths_in_groups(4)
+    renamed = x | {"group": torch.tensor([2**40, -7, 3])[x["group"]]}
+    order = torch.randperm(len(x["group"]), generator=generator(5))
+    moved = {key: value[order] for key, value in renamed.items()}
+    assert_agree(loss_of(name, moved, "group", "steps"), loss_of(name, x, "group", "steps"), 1e3)
+    one = x | {"group": torch.full_like(x["group"], -3)}
+    assert_agree(loss_of(name, one, "group", "steps"), loss_of(name, x, "steps"), 1e3)
 
 
 def tilted(problem: mdp.Problem, alpha: float) -> tuple[list, list[float], float]:

@@ -3,6 +3,7 @@
 Here belong the claims on lockstep (E4), on what breaks it (L4) and on finite precision (L3).
 """
 
+import functools
 import inspect
 import math
 import re
@@ -16,7 +17,7 @@ from hypothesis import given
 from companion import mdp, optimisers, rtb, trust_pcl
 
 #: The last sentence of a refusal begins with one of these.
-INSTRUCTION = r"\. (Pass|Choose|Leave)\b"
+INSTRUCTION = r"\. (Pass|Choose|Leave|Put)\b"
 
 
 def default(optimiser: str, name: str):
@@ -27,27 +28,23 @@ def default(optimiser: str, name: str):
 # Settings by hand; all numbers binary fractions.
 
 
-def test_gradient_descent_divides_its_rate_by_the_gradient_and_multiplies_it_by_the_parameter():
-    """c = 4, u = 1/2."""
-    settings = {"lr": 0.5, "momentum": 0.875, "dampening": 0.25, "weight_decay": 0.125, "nesterov": False}
-    # lr u / c = 0.5 * 0.5 / 4 = 1/16;   weight_decay c / u = 0.125 * 4 / 0.5 = 1
-    found = optimisers.rescale("SGD", settings, gradient=4.0, parameter=0.5)
-    assert found == settings | {"lr": 0.0625, "weight_decay": 1.0}
-
-
-def test_adam_multiplies_its_rate_by_the_parameter_and_its_eps_by_the_gradient():
-    """c = 4, u = 1/2."""
-    settings = {"lr": 0.5, "betas": (0.5, 0.75), "eps": 0.25, "weight_decay": 0.125, "amsgrad": True}
-    # lr u = 1/4;   eps c = 1;   weight_decay c / u = 1, for it is added to the gradient
-    found = optimisers.rescale("Adam", settings, gradient=4.0, parameter=0.5)
-    assert found == settings | {"lr": 0.25, "eps": 1.0, "weight_decay": 1.0}
-
-
-def test_the_decay_of_adamw_never_meets_the_gradient():
-    """c = 4, u = 1/2."""
-    # lr u = 1/4;   eps c = 1;   weight_decay / u = 1/4, so that lr weight_decay stays 1/16
-    found = optimisers.rescale("AdamW", {"lr": 0.5, "eps": 0.25, "weight_decay": 0.125}, gradient=4.0, parameter=0.5)
-    assert found == {"lr": 0.25, "eps": 1.0, "weight_decay": 0.25}
+@pytest.mark.parametrize(
+    ("optimiser", "others", "expected"),
+    [
+        # lr u / c = 0.5 * 0.5 / 4 = 1/16;   weight_decay c / u = 0.125 * 4 / 0.5 = 1
+        ("SGD", {"momentum": 0.875, "dampening": 0.25, "nesterov": False}, {"lr": 0.0625, "weight_decay": 1.0}),
+        # lr u = 1/4;   eps c = 1;   weight_decay c / u = 1, for it is added to the gradient
+        ("Adam", {"betas": (0.5, 0.75), "eps": 0.25, "amsgrad": True}, {"lr": 0.25, "eps": 1.0, "weight_decay": 1.0}),
+        # weight_decay / u = 1/4, for it never meets the gradient: lr weight_decay stays 1/16
+        ("AdamW", {"eps": 0.25}, {"lr": 0.25, "eps": 1.0, "weight_decay": 0.25}),
+        # torch's Adam takes a flag for it
+        ("Adam", {"decoupled_weight_decay": True}, {"lr": 0.25, "eps": 4e-8, "weight_decay": 0.25}),
+    ],
+)
+def test_each_setting_is_rescaled_by_its_own_factor(optimiser, others, expected):
+    """c = 4, u = 1/2; a rate of 1/2 and a decay of 1/8."""
+    settings = {"lr": 0.5, "weight_decay": 0.125, **others}
+    assert optimisers.rescale(optimiser, settings, gradient=4.0, parameter=0.5) == settings | expected
 
 
 def test_a_factor_on_the_parameter_is_one_unless_given():
@@ -135,10 +132,9 @@ def refuses(call, *words: str) -> None:
 @pytest.mark.parametrize("bad", ["sgd", "RMSprop", "", None, torch.optim.SGD, ["SGD"]])
 def test_an_unknown_optimiser_is_refused(bad):
     """The message lists those that are known."""
-    refuses(
-        lambda: optimisers.rescale(bad, {}, gradient=2.0), f"optimiser is {bad!r}", "SGD", "Adam", "AdamW", "Choose"
-    )
-    refuses(lambda: optimisers.trust_pcl_settings(bad, {}, {}, alpha=2.0), f"optimiser is {bad!r}", "Choose")
+    words = f"optimiser is {bad!r}", "SGD", "Adam", "AdamW", "Choose"
+    refuses(lambda: optimisers.rescale(bad, {}, gradient=2.0), *words)
+    refuses(lambda: optimisers.trust_pcl_settings(bad, {}, {}, alpha=2.0), *words)
 
 
 @pytest.mark.parametrize(
@@ -176,6 +172,19 @@ def test_a_setting_that_is_rescaled_and_is_no_finite_number_is_refused(optimiser
     """A learning rate that is a tensor among them; zero is accepted, as torch accepts it."""
     refuses(lambda: optimisers.rescale(optimiser, {name: bad}, gradient=2.0), f"{name} is {bad!r}", ">= 0", "no tensor")
     assert optimisers.rescale(optimiser, {name: 0.0}, gradient=2.0)[name] == 0.0
+
+
+@pytest.mark.parametrize("bad", [None, 0.1, ["lr"]])
+def test_settings_that_are_no_mapping_are_refused(bad):
+    refuses(lambda: optimisers.rescale("SGD", bad, gradient=2.0), "expected a mapping")
+
+
+def test_a_setting_that_overflows_is_refused():
+    refuses(lambda: optimisers.rescale("SGD", {"lr": 1e200}, gradient=1e-200), "lr=1e+200 becomes inf")
+    refuses(lambda: optimisers.rescale("Adam", {}, gradient=1e-320), "eps=1e-08 becomes 0.0")
+    for alpha in (1e200, 1e-200):
+        refuses(functools.partial(optimisers.trust_pcl_settings, "SGD", {}, {}, alpha=alpha), "alpha squared is")
+    assert optimisers.trust_pcl_settings("SGD", {"lr": 1.0}, {"lr": 1.0}, alpha=2**40)[0]["lr"] == 2.0**-80
 
 
 # torch's own optimisers, fed random gradients by hand.
@@ -518,31 +527,3 @@ def test_both_residuals_are_within_a_few_eps_of_exact_arithmetic(b):
         ratio = sum(Fraction(p) - Fraction(q) for p, q in zip(b.log_pi[k].tolist(), b.log_ref[k].tolist(), strict=True))
         exact = Fraction(b.log_z.item()) + ratio - Fraction(beta) * Fraction(log_reward)
         assert_agree(found[k], float(exact), b.size()[k] / alpha, b.dtype)
-
-
-def test_adam_with_decoupled_decay_is_rescaled_like_adamw():
-    """torch's Adam takes a flag for it: its decay is divided by u, and does not meet c."""
-    settings = {"lr": 0.5, "weight_decay": 0.25, "decoupled_weight_decay": True}
-    assert optimisers.rescale("Adam", settings, gradient=4.0, parameter=0.5) == {
-        "lr": 0.25,
-        "eps": 4e-8,
-        "weight_decay": 0.5,
-        "decoupled_weight_decay": True,
-    }
-
-
-@pytest.mark.parametrize("bad", [None, 0.1, ["lr"]])
-def test_settings_that_are_no_mapping_are_refused(bad):
-    with pytest.raises(ValueError, match="expected a mapping"):
-        optimisers.rescale("SGD", bad, gradient=2.0)
-
-
-def test_a_rate_that_overflows_is_refused():
-    with pytest.raises(ValueError, match=r"lr=1e\+200 becomes inf"):
-        optimisers.rescale("SGD", {"lr": 1e200}, gradient=1e-200)
-    with pytest.raises(ValueError, match="eps=1e-08 becomes 0.0"):
-        optimisers.rescale("Adam", {}, gradient=1e-320)
-    for alpha in (1e200, 1e-200):
-        with pytest.raises(ValueError, match="alpha squared is"):
-            optimisers.trust_pcl_settings("SGD", {"lr": 0.1}, {"lr": 0.1}, alpha=alpha)
-    assert optimisers.trust_pcl_settings("SGD", {"lr": 1.0}, {"lr": 1.0}, alpha=2**40)[0]["lr"] == 2.0**-80

@@ -252,6 +252,129 @@ def test_weights_of_a_critic_with_a_value_for_each_condition(weights, loss):
     assert_agree(tensor(gradient), tensor(by_hand), 10)
 
 
+# Two groups of unequal size. log_pi = log_ref, so the returns are the rewards, whatever beta is; means 1 and 6.
+GROUP = torch.tensor([9, -4, 9, -4, -4, 9, -4, -4])
+GROUPED_RETURNS = [1.0, 5.0, 4.0, 7.0, 6.0, -2.0, 2.0, 10.0]
+GROUPED_LOG_PROB = [-1.0, -2.0, -2.0, -1.0, -1.0, -5.0, -1.0, -2.0]
+LENGTHS = torch.tensor([1, 2, 2, 1, 1, 2, 2, 1])
+# One step and a second that adds nothing, or is padding. Ratios pi/behaviour, to the power of the length:
+# group 9: 1, 1, 2 over 4; group -4: 1, 3, 1, 1, 2 over 8, and there a factor e^-2000 a step that normalising removes.
+RATIOS = [1, 1, 1, 3, 1, 2, 1, 2]
+IN_GROUP = [3 / 32, 5 / 64, 3 / 32, 15 / 64, 5 / 64, 6 / 32, 5 / 64, 10 / 64]  # times 3/8 and 5/8
+GROUPED_PI = [[log_prob, 0.0] for log_prob in GROUPED_LOG_PROB]
+
+
+def behaviour(power) -> torch.Tensor:
+    """A behaviour for which sum(log_pi - log_behaviour) is log ratio, each times a power."""
+    shifts = [math.log(r) - 2000 * (g == -4) for r, g in zip(RATIOS, GROUP.tolist(), strict=True)]
+    return tensor([[pi[0] - p * s, 0.0] for pi, p, s in zip(GROUPED_PI, power.tolist(), shifts, strict=True)])
+
+
+def grouped(loss=reinforce.kl_loss, *value, **options):
+    """A loss on the groups above and its gradient on the first step of each path."""
+    log_pi = parameter(GROUPED_PI)
+    found = loss(log_pi, tensor(GROUPED_PI), tensor(GROUPED_RETURNS), *value, beta=0.5, group=GROUP, **options)
+    return found, torch.autograd.grad(found, [*value, log_pi][0])[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "loss", "advantages"),
+    [
+        # A log_prob: 0, 2, -6, -1, 0, 15, 4, -8: sum 6, over -8
+        ({}, -0.75, [0.0, -1.0, 3.0, 1.0, 0.0, -3.0, -4.0, 4.0]),
+        ({"baseline": tensor([1.0, 6, 1, 6, 6, 1, 6, 6])}, -0.75, [0.0, -1.0, 3.0, 1.0, 0.0, -3.0, -4.0, 4.0]),
+        # less the mean of the others: of group 9 1, -0.5, 2.5; of group -4 6.25, 5.75, 6, 7, 5
+        # A log_prob: 0, 2.5, -9, -1.25, 0, 22.5, 5, -10: sum 9.75
+        ({"baseline": "leave_one_out"}, -1.21875, [0.0, -1.25, 4.5, 1.25, 0.0, -4.5, -5.0, 5.0]),
+        # -1, -10, -8, -7, -6, 10, -2, -20: sum -44
+        ({"baseline": "none"}, 5.5, GROUPED_RETURNS),
+        # 1 nat is 2 units of the return: 4 and -2 become 1 + 2 and 1 - 2, 2 and 10 become 6 - 2 and 6 + 2
+        # -1, -10, -6, -7, -6, 5, -4, -16: sum -45
+        ({"baseline": "none", "clip": 1}, 5.625, [1.0, 5.0, 3.0, 7.0, 6.0, -1.0, 4.0, 8.0]),
+    ],
+)
+def test_baselines_and_clipping_are_taken_within_each_group(options, loss, advantages):
+    """The loss is the mean over all eight paths: its gradient is -A / 8."""
+    found, gradient = grouped(**options)
+    assert found.item() == loss
+    assert gradient.tolist() == [[-a / 8] * 2 for a in advantages]
+
+
+@pytest.mark.parametrize(
+    ("weights", "power", "options"),
+    [
+        ("importance", torch.ones(8), {}),
+        ("tempered", 2 * torch.ones(8), {}),  # by the columns
+        ("tempered", LENGTHS, {"steps": LENGTHS}),
+    ],
+)
+def test_weights_are_normalised_within_each_group_and_tempered_by_the_true_length(weights, power, options):
+    """Batch mean: A log_prob = 0, 2, -6, -1, 0, 15, 4, -8; a value for each group: errors -A."""
+    options = {"log_behaviour": behaviour(power), "weights": weights, **options}
+    loss, gradient = grouped(**options)
+    # group 9: (-18 + 90) / 32 = 144 / 64; group -4: 5 (2 - 3 + 4 - 16) / 64 = -65 / 64
+    size = 4000.0  # of the log-weights
+    assert_agree(loss, -79 / 64, 50 * size)
+    advantages = [0.0, -1.0, 3.0, 1.0, 0.0, -3.0, -4.0, 4.0]
+    by_hand = [-w * a for w, a in zip(IN_GROUP, advantages, strict=True)]
+    assert_agree(gradient, tensor([[x] * 2 for x in by_hand]), 5 * size)
+    value = parameter([1.0, 6, 1, 6, 6, 1, 6, 6])
+    loss, gradient = grouped(reinforce.critic_loss, value, **options)
+    # squares 0, 1, 9, 1, 0, 9, 16, 16: 3 (9 + 18) / 32 = 162 / 64 and 5 (1 + 3 + 16 + 32) / 64 = 260 / 64; half of it
+    assert_agree(loss, 211 / 64, 20 * size)
+    assert_agree(gradient, tensor(by_hand), 5 * size)
+
+
+def test_a_critic_without_weights_has_no_use_for_groups():
+    """Half the mean of the squares 0, 1, 9, 1, 0, 9, 16, 16."""
+    loss, gradient = grouped(reinforce.critic_loss, parameter([1.0, 6, 1, 6, 6, 1, 6, 6]), steps=LENGTHS)
+    assert (loss.item(), gradient.tolist()) == (3.25, [-x / 8 for x in (0, -1, 3, 1, 0, -3, -4, 4)])
+
+
+def test_the_clip_is_a_distance_in_nats_from_the_batch_mean_applied_before_the_baseline():
+    """beta = 1/2, so that 1 nat is 2 units of the return: -1, 0, 4, 3, of mean 1.5, become -0.5, 0, 3.5, 3."""
+    # A log_prob = 1.5, 0, -10.5, -6: sum -15; gradient -A / 4
+    expected = 3.75, [[0.125] * 2, [0.0] * 2, [-0.875] * 2, [-0.75] * 2]
+    assert kl_loss(beta=0.5, baseline="none", clip=1.0) == expected
+    # returns 0, 0, 0, 8 of mean 2; 2 nats are 4 units: 0, 0, 0, 6, of mean 1.5; A = -1.5, -1.5, -1.5, 4.5
+    log_pi = tensor([[-1.0], [-1.0], [-1.0], [-2.0]])
+    loss = reinforce.kl_loss(log_pi, log_pi.clone(), tensor([0.0, 0.0, 0.0, 8.0]), beta=0.5, clip=2.0)
+    # -(3 * 1.5 - 9) / 4; clipped after the baseline it would be -(6 - 8) / 4
+    assert loss.item() == 1.125
+
+
+def test_a_baseline_for_each_path():
+    """beta = 1/2: returns -1, 0, 4, 3 less 1, 2, 3, 4."""
+    # A = -2, -2, 1, -1; A log_prob = 6, 4, -3, 2: sum 9; gradient -A / 4
+    expected = -2.25, [[0.5] * 2, [0.5] * 2, [-0.25] * 2, [0.25] * 2]
+    assert kl_loss(beta=0.5, baseline=tensor([1.0, 2.0, 3.0, 4.0])) == expected
+
+
+def test_the_published_baseline_takes_the_mean_reward_of_each_group():
+    """Rewards 1, 4, 1 of mean 2 and 5, 7, 6, 2, 10 of mean 6; log-ratios 1, 0, 2, 0, 0, 0, 1, -1; kl_weight = 1/2."""
+    reward, ratio = tensor([1.0, 5, 4, 7, 6, 1, 2, 10]), tensor([1.0, 0, 2, 0, 0, 0, 1, -1])
+    log_pi, log_ref = parameter(GROUPED_PI), tensor(GROUPED_PI)
+    log_ref[:, 0] -= ratio
+    options = {"kl_weight": 0.5, "group": GROUP, "steps": LENGTHS}
+    loss = reinforce.published_baseline_loss(log_pi, log_ref, reward.log(), **options)
+    # r - mean r = -1, -1, 2, 1, 0, -1, -4, 4; times -log_prob: -1, -2, 4, 1, 0, -5, -4, 8: sum 1
+    # the squared log-ratios sum to 7: (1 + 3.5) / 8
+    assert_agree(loss, 0.5625, 60)
+    loss.backward()
+    # (-(r - mean r) + log-ratio) / 8
+    by_hand = tensor([2.0, 1, 0, -1, 0, 1, 5, -5]) / 8
+    assert_agree(log_pi.grad[:, 0], by_hand, 10)
+
+
+@pytest.mark.parametrize("baseline", ["batch_mean", "leave_one_out"])
+@pytest.mark.parametrize("group", [None, torch.ones(600, dtype=torch.int64)])
+def test_the_baseline_of_a_large_batch_is_right_in_half_precision(baseline, group):
+    """600 returns of 128: in float16 their sum overflows, and in steps of 128 it would stop at half of it."""
+    log_pi = torch.ones(600, 1, dtype=torch.float16)
+    log_reward = torch.full((600,), 128.0, dtype=torch.float16)
+    assert reinforce.kl_loss(log_pi, log_pi.clone(), log_reward, baseline=baseline, group=group).item() == 0.0
+
+
 # Estimators of the KL. log_pi - log_ref step by step: 1, 0;  0.5, -1;  -2, 0 (padding);  1, -0.5.
 LOG_RATIO = [[1.0, 0.0], [0.5, -1.0], [-2.0, 0.0], [1.0, -0.5]]
 
@@ -267,6 +390,8 @@ def estimate(log_pi, log_ref, kind):
 def test_k1_is_the_log_ratio():
     """Of each step, with gradient one."""
     assert estimate(LOG_PI, LOG_REF, "k1") == (LOG_RATIO, [[1.0, 1.0]] * 4)
+    lengths = torch.tensor([2, 2, 1, 2])
+    assert reinforce.kl_estimator(tensor(LOG_PI), tensor(LOG_REF), kind="k1", steps=lengths).tolist() == LOG_RATIO
 
 
 def test_k2_is_half_the_squared_log_ratio():

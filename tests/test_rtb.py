@@ -103,6 +103,47 @@ def test_vargrad_divides_by_n_not_by_n_minus_one():
     assert rtb.vargrad_loss(log_pi, torch.zeros_like(log_pi), torch.zeros(4).double()).item() == 2.5
 
 
+# Two groups of unequal size, of one step each; the reference and the reward are zero, so log_pi is the log-ratio.
+GROUP = torch.tensor([9, -4, 9, -4, -4, 9, -4, -4])
+RATIOS = [[1.0], [5.0], [4.0], [7.0], [6.0], [-2.0], [2.0], [10.0]]
+
+
+@pytest.mark.parametrize("group", [GROUP, GROUP.int()])
+def test_vargrad_centres_within_each_group_and_averages_over_all_paths(group):
+    """Group 9 has the mean (1 + 4 - 2) / 3 = 1, group -4 the mean (5 + 7 + 6 + 2 + 10) / 5 = 6."""
+    # centred: 0, -1, 3, 1, 0, -3, -4, 4; squares 0 + 1 + 9 + 1 + 0 + 9 + 16 + 16 = 52; 52 / 8 / 2
+    log_pi = parameter(RATIOS)
+    loss = rtb.vargrad_loss(log_pi, torch.zeros(8, 1).double(), torch.zeros(8).double(), group=group)
+    assert loss.item() == 3.25
+    loss.backward()
+    # centred / n, n = 8: each group's own mean cancels
+    assert log_pi.grad.squeeze(1).tolist() == [0.0, -0.125, 0.375, 0.125, 0.0, -0.375, -0.5, 0.5]
+
+
+def test_a_group_has_no_effect_without_a_batch_statistic():
+    """The loss of the gradients above: 17/16."""
+    group = torch.tensor([3, 8])
+    inputs = tensor(LOG_PI), tensor(LOG_REF), tensor(LOG_REWARD), tensor(0.5)
+    assert rtb.loss(*inputs, beta=2.0, group=group).item() == 1.0625
+
+
+def test_the_mean_of_a_large_group_is_right_in_half_precision():
+    """600 ones: added up one by one in bfloat16 they would stop at 256."""
+    ones, group = torch.ones(602, 1, dtype=torch.bfloat16), torch.ones(602, dtype=torch.int64)
+    ones[:2], group[:2] = 3.0, 0
+    assert rtb.vargrad_loss(ones, torch.zeros_like(ones), torch.zeros_like(ones[:, 0]), group=group).item() == 0.0
+
+
+def test_true_lengths_change_nothing_where_the_padding_is_right():
+    """The residuals -0.75 and -2 of the padded path above, and their loss: (0.5625 + 4) / 2 / 2."""
+    log_pi, log_ref = tensor([[2.0, 0.0, 0.0], [-1.0, -0.5, -3.0]]), tensor([[1.0, 0.0, 0.0], [-2.0, -0.25, -1.0]])
+    inputs, options = (log_pi, log_ref, tensor([4.0, 2.0])), {"beta": 0.5, "steps": torch.tensor([1, 3])}
+    assert rtb.residual(*inputs, tensor(0.25), **options).tolist() == [-0.75, -2.0]
+    assert rtb.loss(*inputs, tensor(0.25), **options).item() == 1.140625
+    # log-ratios -1 and -2.25, mean -1.625: half of 0.625^2
+    assert rtb.vargrad_loss(*inputs, **options).item() == 0.1953125
+
+
 LOG_FLOW = [[0.5, 1.0, -2.0, 4.0], [1.0, -1.0, 3.0, 3.0]]  # path 2 ends at state 2: its last flow is repeated
 STEP_PI = [[-1.0, -2.0, -0.5], [-0.25, -1.0, 0.0]]
 STEP_REF = [[-2.0, -2.5, -1.5], [-0.75, -3.0, 0.0]]
@@ -130,6 +171,8 @@ def test_sub_trajectory_residual(start, stop, expected):
     """Every sub-path of a path of three steps, and of one of two steps that is padded."""
     arguments = (tensor(STEP_PI), tensor(STEP_REF), tensor(LOG_FLOW))
     assert rtb.sub_trajectory_residual(*arguments, start=start, stop=stop).tolist() == expected
+    steps = torch.tensor([3, 2])
+    assert rtb.sub_trajectory_residual(*arguments, start=start, stop=stop, steps=steps).tolist() == expected
 
 
 def test_sub_trajectory_gradients_reach_the_policy_and_both_flows():

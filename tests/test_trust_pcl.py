@@ -75,6 +75,13 @@ def test_loss_is_half_the_mean_square_of_the_residuals():
     assert trust_pcl.loss(*arguments(), **BOTH, gamma=0.5, start=0, stop=2).item() == 2.2578125
 
 
+def test_neither_true_lengths_nor_groups_change_anything_where_the_padding_is_right():
+    """The residuals -1.5 and -5 and the loss above; there is no batch statistic."""
+    paths = {"kl_weight": 2.0, "steps": torch.tensor([3, 2])}
+    assert trust_pcl.residual(*arguments(), **paths).tolist() == [-1.5, -5.0]
+    assert trust_pcl.loss(*arguments(), **paths, group=torch.tensor([5, -5])).item() == 6.8125
+
+
 def test_loss_gradients_over_the_whole_path():
     """KL alone, weight 2, no discount: residuals -1.5 and -5, n = 2."""
     log_pi, log_ref, rewards, _ = arguments()

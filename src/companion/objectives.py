@@ -22,7 +22,7 @@ from companion.validation import check_number, check_positive_integers
 
 
 class Objective(Protocol):
-    """What :func:`companion.training.fine_tune` asks of an objective."""
+    """What :func:`companion.training.loop.fine_tune` asks of an objective."""
 
     def parameters(self, like: Tensor) -> list[Tensor]:
         """Return the tensors that are learned beside the policy, of the dtype and on the device of ``like``."""
@@ -125,7 +125,8 @@ class Network:
 
     def of(self, learned: Sequence[Tensor], batch: Batch) -> Tensor:
         """Return what the module says of a batch."""
-        return self.module(batch)
+        values: Tensor = self.module(batch)
+        return values
 
 
 Learned = Scalar | Table | StateTable | Network
@@ -239,12 +240,22 @@ class TrustPCL:
             return self._of(batch, trust_pcl.full_path_values(value, batch.log_pi))
         total, values = batch.log_pi.shape[1], _ended(value, batch)
         spans = [(start, min(start + self.length, total)) for start in range(total)]
-        return torch.stack([self._of(batch, values, start=start, stop=stop) for start, stop in spans]).sum()
+        return torch.stack([self._of(batch, values, start, stop) for start, stop in spans]).sum()
 
-    def _of(self, batch: Batch, values: Tensor, **span: int) -> Tensor:
-        weights = {"kl_weight": self.kl_weight, "entropy_weight": self.entropy_weight, "gamma": self.gamma}
-        inputs = (batch.log_pi, batch.log_ref, batch.per_step_rewards(), values)
-        return trust_pcl.loss(*inputs, **weights, **span, group=batch.group, steps=batch.steps)
+    def _of(self, batch: Batch, values: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
+        return trust_pcl.loss(
+            batch.log_pi,
+            batch.log_ref,
+            batch.per_step_rewards(),
+            values,
+            kl_weight=self.kl_weight,
+            entropy_weight=self.entropy_weight,
+            gamma=self.gamma,
+            start=start,
+            stop=stop,
+            group=batch.group,
+            steps=batch.steps,
+        )
 
 
 @storable

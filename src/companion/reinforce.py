@@ -204,10 +204,10 @@ def published_baseline_loss(
 
 
 def _totals(values: Tensor, group: Tensor | None) -> tuple[Tensor, Tensor | int]:
-    """Return the sum over each path's group and its size, ``[batch]`` both; without groups those of the batch."""
+    """Return the sum over each path's group, ``[batch]``, and its size; without groups those of the batch."""
     wide = values.to(torch.promote_types(values.dtype, torch.float32))  # a sum in half precision stops growing
     if group is None:
-        return wide.sum(), len(values)
+        return wide.sum().expand(len(values)), len(values)
     _, index, sizes = torch.unique(group, return_inverse=True, return_counts=True)
     return wide.new_zeros(len(sizes)).index_add(0, index, wide)[index], sizes[index]
 

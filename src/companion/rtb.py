@@ -151,7 +151,8 @@ def _mean(values: Tensor, group: Tensor | None) -> Tensor:
     _, index, sizes = torch.unique(group, return_inverse=True, return_counts=True)
     wide = values.to(torch.promote_types(values.dtype, torch.float32))  # a sum in half precision stops growing
     sums = wide.new_zeros(len(sizes)).index_add(0, index, wide)
-    return (sums / sizes)[index].to(values.dtype)
+    mean: Tensor = (sums / sizes)[index].to(values.dtype)
+    return mean
 
 
 def _check(log_pi: Tensor, log_ref: Tensor, log_reward: Tensor, beta: float, steps: Tensor | None) -> None:

@@ -43,7 +43,7 @@ class GaussianMixture:
     Raises:
         ValueError: for a wrong shape, dtype or device, weights that are no law, or ``variance <= 0``.
 
-    Source: standard; the closed-form drift that ends in it is :class:`companion.samplers.diffusion.MixtureDrift`. Used
+    Source: standard; the closed-form drift that ends in it is :class:`companion.samplers.drifts.MixtureDrift`. Used
     in chapter ``twenty-five-modes-to-nine``.
     """
 

@@ -1,7 +1,9 @@
 """The registry of claims, and the assertions by which a notebook cell or a test checks one of them.
 
-``registry.toml`` states each claim once: its ID, statement, chapter, the kinds of evidence it must have, and the
-deliberate errors (mutants) that its checks must catch. A check names its claim and its kind:
+``registry/NN-chapter.toml`` gives a chapter's title and states each of its claims once: ID, title, statement in MyST,
+and the kinds of evidence it must have. ``mutants/NN-chapter.toml`` lists by claim the deliberate errors (mutants) that
+its checks must catch. A chapter is known by its notebook's name without the number, and the numbers order the chapters.
+A check names its claim and its kind:
 
 - :func:`check_symbolic`: two expressions differ by exactly zero, for a horizon that stays a symbol;
 - :func:`check_exact`: two tensors agree to rounding, on a problem that is enumerated, not sampled;
@@ -19,6 +21,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
+from typing import Any
 
 import sympy
 import torch
@@ -39,7 +43,7 @@ class Mutant:
     Attributes:
         claim: ID of the claim whose checks must catch it.
         name: what is wrong, in words.
-        module: the module of the package that it is put into.
+        module: the module of the package that it is put into, such as ``rtb`` or ``samplers.diffusion``.
         old: the text that it replaces, which stands in the module once.
         new: the text that takes its place.
     """
@@ -58,10 +62,11 @@ class Claim:
     Attributes:
         id: the label, such as ``E1``.
         title: the claim in a few words.
-        statement: the claim in one sentence, in MyST.
-        chapter: name of the notebook that derives it, without its ending.
+        statement: the claim in a sentence or three, in MyST.
+        chapter: name of the notebook that derives it, without number and ending.
         evidence: the kinds of evidence that it must have, the strongest first.
         mutants: the deliberate errors that its checks must catch.
+        planned: whether it is still to be shown, although its chapter is there.
     """
 
     id: str
@@ -70,17 +75,40 @@ class Claim:
     chapter: str
     evidence: tuple[str, ...]
     mutants: tuple[Mutant, ...]
+    planned: bool = False
 
 
 @cache
 def registry() -> Mapping[str, Claim]:
-    """Return every claim by its ID, in the order of the book. Raises ``ValueError`` for an unknown kind of evidence."""
-    return {key: _claim(key, row) for key, row in _tables().items() if key != "chapters"}
+    """Return every claim by its ID, in the order of the book.
+
+    Raises ``ValueError`` for an ID that stands twice, an unknown kind of evidence, or mutants of no claim of their
+    chapter.
+    """
+    return _claims(_tables("registry"), _tables("mutants"))
 
 
 def chapter_titles() -> Mapping[str, str]:
-    """Return the title of every chapter that has claims or a notebook, by the notebook's name."""
-    return _tables()["chapters"]
+    """Return the title of every chapter, written or planned, by its name, in the order of the book."""
+    return {chapter: table["title"] for chapter, table in _tables("registry").items()}
+
+
+def chapter_of(path: Path) -> str:
+    """Return the chapter that a file is about: its name without number and ending."""
+    return path.stem[3:]
+
+
+def notebook(root: Path, chapter: str) -> Path | None:
+    """Return a chapter's notebook in the project at ``root``, None while it is planned. Two are a ``ValueError``."""
+    found = sorted((root / "notebooks").glob(f"[0-9][0-9]-{chapter}.ipynb"))
+    if len(found) > 1:
+        raise ValueError(f"{chapter} has notebooks {[path.name for path in found]}; expected one. Remove the others.")
+    return found[0] if found else None
+
+
+def written(root: Path, claim: Claim) -> bool:
+    """Whether a claim is to be shown by now: its chapter is there, and it is not planned for later."""
+    return notebook(root, claim.chapter) is not None and not claim.planned
 
 
 def check_symbolic(
@@ -216,18 +244,36 @@ def size_of_terms(
 
 
 @cache
-def _tables() -> dict:
-    return tomllib.loads(files("companion.claims").joinpath("registry.toml").read_text())
+def _tables(part: str) -> dict[str, dict[str, Any]]:
+    """The files of ``registry/`` or ``mutants/`` by chapter, in the order of the book."""
+    found = sorted(files("companion.claims").joinpath(part).iterdir(), key=lambda path: path.name)
+    return {chapter_of(Path(p.name)): tomllib.loads(p.read_text()) for p in found if p.name.endswith(".toml")}
 
 
-def _claim(key: str, row: dict) -> Claim:
+def _claims(chapters: Mapping[str, dict[str, Any]], mutants: Mapping[str, dict[str, Any]]) -> dict[str, Claim]:
+    claims: dict[str, Claim] = {}
+    for chapter, table in chapters.items():
+        rows = {key: row for key, row in table.items() if key != "title"}
+        errors = mutants.get(chapter, {})
+        wrong = sorted(set(rows) & set(claims) | set(errors) - set(rows))
+        if wrong:
+            raise ValueError(f"{chapter} has {wrong} twice, or mutants of it and no claim. Mend its two files.")
+        claims |= {key: _claim(key, row, chapter, errors.get(key, ())) for key, row in rows.items()}
+    homeless = sorted(set(mutants) - set(chapters))
+    if homeless:
+        raise ValueError(f"mutants/ has files for {homeless}; expected chapters of registry/. Name them alike.")
+    return claims
+
+
+def _claim(key: str, row: dict[str, Any], chapter: str, mutants: Collection[dict[str, str]]) -> Claim:
     unknown = set(row["evidence"]) - set(KINDS)
     if unknown or not row["evidence"]:
         raise ValueError(
-            f"{key} lists evidence {sorted(unknown)}; expected one or more of {KINDS}. Mend registry.toml."
+            f"{key} lists evidence {sorted(unknown)}; expected one or more of {KINDS}. Mend the file of {chapter}."
         )
-    mutants = tuple(Mutant(key, **mutant) for mutant in row.get("mutants", ()))
-    return Claim(key, row["title"], row["statement"].strip(), row["chapter"], tuple(row["evidence"]), mutants)
+    errors = tuple(Mutant(key, **mutant) for mutant in mutants)
+    evidence, planned = tuple(row["evidence"]), row.get("planned", False)
+    return Claim(key, row["title"], row["statement"].strip(), chapter, evidence, errors, planned)
 
 
 def _require(claim: str, kind: str) -> None:

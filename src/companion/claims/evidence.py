@@ -10,6 +10,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
+
+from companion.claims import notebook
+from companion.claims.dependencies import dependencies, read, standing_at
 
 #: A check's name, and the kind of evidence it gives.
 CHECKS = {
@@ -75,42 +79,55 @@ def test_checks(root: Path) -> list[TestCheck]:
 
 
 def sources(root: Path, claim: str, chapter: str) -> str:
-    """Return the code that checks a claim: its tests, and its chapter's code cells up to the last check of it."""
-    paths = sorted((root / "tests").glob("test_*.py"))
-    tests = [test.source for path in paths for test in _tests(path.read_text()) if claim in test.claims]
-    path = root / "notebooks" / f"{chapter}.ipynb"
-    if not path.exists():
-        return "\n".join(tests)
-    text = path.read_text()
-    last = max((check.cell for check in _checks_in_notebook(path.name, text) if check.claim == claim), default=-1)
-    code = ["".join(cell["source"]) for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
-    return "\n".join(tests + code[: last + 1])
+    """Return the code that checks a claim: its tests, and its chapter's code cells up to the last check of it.
+
+    With a test come the helpers, fixtures and constants under ``tests/`` that it depends on.
+    """
+    modules = read(root / "tests")
+    tests = [
+        statement
+        for module, text in modules.items()
+        if module.startswith("test_")
+        for test in _tests(text)
+        if claim in test.claims
+        for statement in standing_at(modules, module, test.line, test.line)
+    ]
+    path = notebook(root, chapter)
+    cells = _code_up_to_last_check(path.name, path.read_text(), claim) if path else ()
+    return "\n".join([*dependencies(modules, tests), *cells])
 
 
 @dataclass(frozen=True)
 class _Test:
     name: str
     claims: tuple[str, ...]
-    source: str
+    line: int
 
 
-# Cached by content: a ledger asks for the same files once for each of some fifty mutants.
+# Cached by content: a ledger asks for the same files once for each of a hundred mutants.
 @cache
 def _tests(text: str) -> tuple[_Test, ...]:
-    found, lines = [], text.splitlines()
+    found = []
     for function in ast.walk(ast.parse(text)):
         if isinstance(function, ast.FunctionDef) and function.name.startswith("test_"):
             marks = " ".join(map(ast.unparse, function.decorator_list))
             if not re.search(r"\bmark\.(skip|skipif|xfail)\b", marks):
-                first = min(node.lineno for node in [function, *function.decorator_list])
-                source = "\n".join(lines[first - 1 : function.end_lineno])
-                found.append(_Test(function.name, tuple(_marked_claims(function)), source))
+                found.append(_Test(function.name, tuple(_marked_claims(function)), function.lineno))
     return tuple(found)
 
 
 @cache
+def _code_up_to_last_check(name: str, text: str, claim: str) -> tuple[str, ...]:
+    last = max((check.cell for check in _checks_in_notebook(name, text) if check.claim == claim), default=-1)
+    code = ["".join(cell["source"]) for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
+    return tuple(code[: last + 1])
+
+
+@cache
 def _checks_in_notebook(name: str, text: str) -> tuple[CellCheck, ...]:
-    found, targets, number = [], [], -1
+    found: list[CellCheck] = []
+    targets: list[str] = []
+    number = -1
     for cell in json.loads(text)["cells"]:
         source = "".join(cell["source"])
         if cell["cell_type"] == "markdown":
@@ -131,15 +148,16 @@ def _calls(source: str) -> Iterator[tuple[str, str]]:
     for node in ast.walk(ast.parse(without_magics)):
         if isinstance(node, ast.Call):
             name = getattr(node.func, "attr", getattr(node.func, "id", None))
-            if name in CHECKS and node.args and isinstance(node.args[0], ast.Constant):
-                yield node.args[0].value, CHECKS[name]
+            claim = node.args[0].value if node.args and isinstance(node.args[0], ast.Constant) else None
+            if name in CHECKS and isinstance(claim, str):
+                yield claim, CHECKS[name]
 
 
-def _printed(cell: dict) -> str:
+def _printed(cell: dict[str, Any]) -> str:
     return "".join("".join(out["text"]) for out in cell["outputs"] if out["output_type"] == "stream")
 
 
 def _marked_claims(function: ast.FunctionDef) -> list[str]:
-    marks = [call for call in function.decorator_list if isinstance(call, ast.Call)]
-    marks = [call for call in marks if ast.unparse(call.func) == "pytest.mark.claim"]
-    return [argument.value for call in marks for argument in call.args]
+    calls = [call for call in function.decorator_list if isinstance(call, ast.Call)]
+    marks = [call for call in calls if ast.unparse(call.func) == "pytest.mark.claim"]
+    return [ast.literal_eval(argument) for call in marks for argument in call.args]

@@ -3,10 +3,12 @@
 ``python -m companion.claims.ledger`` writes ``book/ledger.md``; a test compares it with what would be written.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-from companion.claims import Claim, chapter_titles, registry
+from companion.claims import Claim, chapter_titles, notebook, registry, written
 from companion.claims.evidence import CellCheck, TestCheck, cell_checks, test_checks
 from companion.claims.mutants import fresh, read_record
 
@@ -33,69 +35,83 @@ written.
 """
 
 
+@dataclass(frozen=True)
+class Evidence:
+    """What stands behind the claims of a project.
+
+    Attributes:
+        cells: the checks in notebook cells.
+        tests: the tests that carry a claim.
+        killed: the names of the mutants killed, on the code as it is, by claim.
+    """
+
+    cells: list[CellCheck]
+    tests: list[TestCheck]
+    killed: Mapping[str, list[str]]
+
+
+def gather(root: Path) -> Evidence:
+    """Return what stands behind the claims of the project at ``root``."""
+    record = read_record(root)
+    claims = registry().values()
+    killed = {claim.id: [mutant.name for mutant in claim.mutants if fresh(root, mutant, record)] for claim in claims}
+    return Evidence(cell_checks(root), test_checks(root), killed)
+
+
 def render(root: Path) -> str:
     """Return the ledger page for the project at ``root``, as MyST Markdown."""
-    cells, tests = cell_checks(root), test_checks(root)
-    parts = [_HEAD, _summary(root, cells, tests)]
+    found = gather(root)
+    parts = [_HEAD, _summary(root, found)]
     for chapter, claims in groupby(registry().values(), key=lambda claim: claim.chapter):
-        written = (root / "notebooks" / f"{chapter}.ipynb").exists()
-        heading = f"## Chapter {int(chapter[:2])}: {chapter_titles()[chapter]}\n\n"
-        parts.append(heading + (f"See {{doc}}`/notebooks/{chapter}`.\n" if written else "Planned.\n"))
-        parts += [_entry(root, claim, cells, tests) for claim in claims]
+        path = notebook(root, chapter)
+        where = f"See {{doc}}`/notebooks/{path.stem}`.\n" if path else "Planned.\n"
+        parts.append(f"## {chapter_titles()[chapter]}\n\n{where}")
+        parts += [_entry(root, claim, found) for claim in claims]
     return "\n".join(parts)
 
 
-def status(root: Path, claim: Claim, cells: list[CellCheck], tests: list[TestCheck]) -> str:
+def status(root: Path, claim: Claim, found: Evidence) -> str:
     """Return ``planned``, ``proved``, or what is still missing."""
-    if not (root / "notebooks" / f"{claim.chapter}.ipynb").exists():
+    if not written(root, claim):
         return "planned"
-    executed = {check.kind for check in cells if check.claim == claim.id and check.executed}
-    missing = [kind for kind in claim.evidence if kind not in executed]
-    missing += [] if any(test.claim == claim.id for test in tests) else ["a test"]
-    killed, total = _killed(root, claim)
-    missing += [] if killed == total and total else ["mutants killed"]
+    given = {check.kind for check in found.cells if check.claim == claim.id and check.executed}
+    missing = [kind for kind in claim.evidence if kind not in given]
+    missing += [] if any(test.claim == claim.id for test in found.tests) else ["a test"]
+    missing += [] if claim.mutants and len(found.killed[claim.id]) == len(claim.mutants) else ["mutants killed"]
     return "missing: " + ", ".join(missing) if missing else "proved"
 
 
-def _summary(root: Path, cells: list[CellCheck], tests: list[TestCheck]) -> str:
+def _summary(root: Path, found: Evidence) -> str:
     lines = [
         "## At a glance\n",
         "| claim | what it says | evidence | mutants killed | status |",
         "|---|---|---|---|---|",
     ]
     for claim in registry().values():
-        state = status(root, claim, cells, tests)
-        killed, total = _killed(root, claim)
         name = f"[{claim.id}](#ledger-{claim.id.lower()})"
-        mutants = f"{killed} of {total}" if total else "–"
+        mutants = f"{len(found.killed[claim.id])} of {len(claim.mutants)}" if claim.mutants else "–"
+        state = status(root, claim, found)
         lines.append(f"| {name} | {claim.title} | {', '.join(claim.evidence)} | {mutants} | {state} |")
     return "\n".join(lines) + "\n"
 
 
-def _entry(root: Path, claim: Claim, cells: list[CellCheck], tests: list[TestCheck]) -> str:
-    state = status(root, claim, cells, tests)
+def _entry(root: Path, claim: Claim, found: Evidence) -> str:
+    state = status(root, claim, found)
     lines = [f"(ledger-{claim.id.lower()})=\n### {claim.id}: {claim.title}\n", f"{claim.statement}\n"]
     if state == "planned":
         lines[1] = f"To be shown: {lines[1]}"
         return "\n".join([*lines, f"- Evidence to come: {', '.join(claim.evidence)}\n"])
     for kind in claim.evidence:
-        mine = [check for check in cells if (check.claim, check.kind) == (claim.id, kind)]
+        mine = [check for check in found.cells if (check.claim, check.kind) == (claim.id, kind)]
         anchors = list(dict.fromkeys(check.anchor for check in mine))
         links = ", ".join(f"{{ref}}`{kind} check {n} <{anchor}>`" for n, anchor in enumerate(anchors, start=1))
         lines.append(f"- {kind}: {links or 'missing'}")
-    names = ", ".join(f"`{test.test}`" for test in tests if test.claim == claim.id)
+    names = ", ".join(f"`{test.test}`" for test in found.tests if test.claim == claim.id)
     lines.append(f"- tests: {names or 'none'}")
-    record = read_record(root)
-    killed, total = _killed(root, claim)
-    hunted = ", ".join(mutant.name for mutant in claim.mutants if fresh(root, mutant, record))
-    lines.append(f"- mutants killed, {killed} of {total}: {hunted or 'none'}")
+    killed = found.killed[claim.id]
+    lines.append(f"- mutants killed, {len(killed)} of {len(claim.mutants)}: {', '.join(killed) or 'none'}")
     lines.append(f"- statement: {{prf:ref}}`{claim.id}`; status: **{state}**; all checks: `make claim ID={claim.id}`\n")
     return "\n".join(lines)
-
-
-def _killed(root: Path, claim: Claim) -> tuple[int, int]:
-    record = read_record(root)
-    return sum(fresh(root, mutant, record) for mutant in claim.mutants), len(claim.mutants)
 
 
 if __name__ == "__main__":

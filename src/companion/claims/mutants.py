@@ -3,11 +3,11 @@
 ``python -m companion.claims.mutants`` applies every mutant of the registry, runs the tests and the notebook cells of
 its claim, and shows which turned red. A mutant is killed only when a test *and* a cell that checks the claim did; one
 that survives either fails the command. Findings are recorded in ``results/mutants.json``, each with a digest of the
-code and the checks it was found on; those that are up to date are not hunted again.
+statement mutated, the checks, and what either depends on (:mod:`companion.claims.dependencies`); those that are up to
+date are not hunted again.
 """
 
 import argparse
-import ast
 import hashlib
 import json
 import os
@@ -20,8 +20,14 @@ from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from companion.claims import Claim, Mutant, registry
+from companion.claims import Claim, Mutant, registry, written
+from companion.claims.dependencies import dependencies, read, standing_at
 from companion.claims.evidence import cell_checks, sources
+
+#: What a hunt found: the first test and the first cell that turned red, and the digest of what it was found on.
+Finding = dict[str, str | None]
+#: Findings by claim and mutant.
+Record = dict[str, dict[str, Finding]]
 
 #: Where the findings are kept, relative to the project's root.
 RECORD = Path("results/mutants.json")
@@ -31,7 +37,7 @@ TIMEOUT = 600
 
 def main() -> int:
     """Hunt for the mutants asked for, print and record the findings, and return 1 where one survives."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Put one deliberate error at a time into a copy of the package.")
     parser.add_argument("claims", nargs="*", help="claim IDs; by default all whose findings are out of date")
     parser.add_argument("--all", action="store_true", help="every mutant, also those whose findings are up to date")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
@@ -50,7 +56,7 @@ def main() -> int:
     return 0 if killed == len(everyone) else 1
 
 
-def hunt(root: Path, mutant: Mutant) -> dict[str, str | None]:
+def hunt(root: Path, mutant: Mutant) -> Finding:
     """Apply a mutant to a copy of the package, run its claim's checks, and return the first test and cell that failed.
 
     A cell counts only if it checks the claim: a cell that merely prints something else than before does not. Raises
@@ -76,20 +82,28 @@ def apply(mutant: Mutant, source: str) -> str:
     if source.count(mutant.old) != 1:
         raise ValueError(
             f"{mutant.claim}, {mutant.name!r}: {mutant.old!r} stands {source.count(mutant.old)} times in "
-            f"{mutant.module}.py; expected once. Mend registry.toml."
+            f"{mutant.module}.py; expected once. Mend it in claims/mutants."
         )
     return source.replace(mutant.old, mutant.new)
 
 
 def digest(root: Path, mutant: Mutant) -> str:
-    """Return a fingerprint of the mutant, of its module's code without comments and docstrings, and of its checks."""
-    source = _file(root / "src", mutant.module).read_text()
+    """Return a fingerprint of the mutant, of the code that it changes, and of its checks.
+
+    The code is the top-level statement that holds the old text, and what it depends on in the package, without comments
+    and docstrings.
+    """
+    package, module = read(root / "src"), f"companion.{mutant.module}"
+    before, found, _ = package.get(module, "").partition(mutant.old)
+    first = before.count("\n") + 1
+    # A text that is no more stands nowhere: the digest then differs from any on record.
+    mutated = standing_at(package, module, first, first + mutant.old.count("\n")) if found else []
     checks = sources(root, mutant.claim, registry()[mutant.claim].chapter)
-    text = "\n".join([_bare(source), mutant.old, mutant.new, checks])
+    text = "\n".join([*dependencies(package, mutated), mutant.old, mutant.new, checks])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def fresh(root: Path, mutant: Mutant, record: Mapping[str, dict]) -> bool:
+def fresh(root: Path, mutant: Mutant, record: Mapping[str, Mapping[str, Finding]]) -> bool:
     """Return whether the record says that this mutant was killed, and neither code nor checks have changed since."""
     finding = record.get(mutant.claim, {}).get(mutant.name, {})
     killed = bool(finding.get("test") and finding.get("cell"))
@@ -97,7 +111,7 @@ def fresh(root: Path, mutant: Mutant, record: Mapping[str, dict]) -> bool:
 
 
 def _written(root: Path) -> list[Claim]:
-    return [claim for claim in registry().values() if (root / "notebooks" / f"{claim.chapter}.ipynb").exists()]
+    return [claim for claim in registry().values() if written(root, claim)]
 
 
 def _wanted(root: Path, claims: Collection[str], everything: bool) -> list[Mutant]:
@@ -112,18 +126,8 @@ def _wanted(root: Path, claims: Collection[str], everything: bool) -> list[Mutan
 def _file(source: Path, module: str) -> Path:
     """The file of a module of the package, such as ``rtb`` or ``samplers.diffusion``."""
     path = source / "companion" / module.replace(".", "/")
-    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-
-
-def _bare(source: str) -> str:
-    """Source lines without docstrings, comments and blank lines: text that no version of Python writes differently."""
-    lines = source.splitlines()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node) is not None:
-            docstring = node.body[0]
-            lines[docstring.lineno - 1 : docstring.end_lineno] = [""] * (docstring.end_lineno - docstring.lineno + 1)
-    bare = [re.sub(r"(^|\s+)#.*$", "", line) for line in lines]
-    return "\n".join(line for line in bare if line.strip())
+    package = path / "__init__.py"
+    return package if package.exists() else path.with_suffix(".py")
 
 
 def _failures(root: Path, claim: str, source: Path) -> list[str]:
@@ -145,19 +149,20 @@ def _require_green(root: Path, claim: str) -> None:
         raise SystemExit(f"{claim} is red without any mutant ({failed[0]}): mend that first")
 
 
-def _show(mutant: Mutant, finding: dict[str, str | None]) -> None:
+def _show(mutant: Mutant, finding: Finding) -> None:
     verdict = "killed" if finding["test"] and finding["cell"] else "SURVIVED"
     where = f"    test {finding['test']}\n    cell {finding['cell']}"
     print(f"{verdict} {mutant.claim}: {mutant.name}\n{where}", flush=True)
 
 
-def read_record(root: Path) -> dict[str, dict]:
+def read_record(root: Path) -> Record:
     """Return what earlier hunts found: by claim and mutant, the test, the cell and the digest."""
     path = root / RECORD
-    return json.loads(path.read_text()) if path.exists() else {}
+    record: Record = json.loads(path.read_text()) if path.exists() else {}
+    return record
 
 
-def _save(root: Path, mutant: Mutant, finding: dict[str, str | None]) -> None:
+def _save(root: Path, mutant: Mutant, finding: Finding) -> None:
     path, record = root / RECORD, read_record(root)
     record.setdefault(mutant.claim, {})[mutant.name] = finding
     kept = {}

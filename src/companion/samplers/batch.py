@@ -64,12 +64,13 @@ def join(parts: list[Batch]) -> Batch:
     """Return several batches as one; an entry that one of them lacks is None. They have as many steps each."""
     if len(parts) == 1:
         return parts[0]
-    columns = [[getattr(part, field.name) for part in parts] for field in fields(Batch)]
-    return Batch(*(None if any(entry is None for entry in column) else torch.cat(column) for column in columns))
+    columns = {field.name: [getattr(part, field.name) for part in parts] for field in fields(Batch)}
+    whole = {name: column for name, column in columns.items() if all(entry is not None for entry in column)}
+    return Batch(**{name: torch.cat(column) for name, column in whole.items()})
 
 
 class Sampler(Protocol):
-    """What :func:`companion.training.fine_tune` asks of a sampler."""
+    """What :func:`companion.training.loop.fine_tune` asks of a sampler."""
 
     def parameters(self) -> list[Tensor]:
         """Return the tensors to be trained."""

@@ -13,6 +13,7 @@ Source: the setting of Venkatraman et al. (2024) and Zhang and Chen (2022).
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -251,10 +252,10 @@ class DiffusionSampler:
     def log_weights(self, states: Tensor, *, beta: float = 1.0) -> Tensor:
         """Return e of given paths, ``[n]``, float64: :meth:`companion.samplers.batch.Batch.log_weights`.
 
-        ``states`` is ``[n, steps + 1, dim]``. Sums are taken in float64, whatever the paths were drawn in. Keeps gradients.
+        ``states`` is ``[n, steps + 1, dim]``. Sums are taken in float64, whatever the paths are. Keeps gradients.
         """
-        scores = [log_prob(self.process, drift, states).double() for drift in (self.policy, self.reference)]
-        return Batch(*scores, self.log_reward(states[:, -1]).double()).log_weights(beta=beta)
+        log_pi, log_ref = (log_prob(self.process, drift, states).double() for drift in (self.policy, self.reference))
+        return Batch(log_pi, log_ref, self.log_reward(states[:, -1]).double()).log_weights(beta=beta)
 
     def _fresh(self, n: int, generator: torch.Generator, noise: float) -> Batch:
         dtype = self.parameters()[0].dtype
@@ -311,7 +312,8 @@ class _Record:
     """Calls any drift step by step, and keeps what it returned, with the graph of each step."""
 
     def __init__(self, drift: Drift, times: Tensor) -> None:
-        self.drift, self.times, self.kept = drift, times, []
+        self.drift, self.times = drift, times
+        self.kept: list[Tensor] = []
 
     def step(self, k: int, state: Tensor) -> Tensor:
         move = self.drift(state, self.times[k])
@@ -322,7 +324,7 @@ class _Record:
         return torch.stack(self.kept)
 
 
-def _record(drift: Drift, times: Tensor, n: int):
+def _record(drift: Drift, times: Tensor, n: int) -> Any:
     """A drift may bring a faster record of its own, as companion.samplers.networks.DriftNetwork does."""
     return drift.record(times, n) if hasattr(drift, "record") else _Record(drift, times)
 

@@ -34,6 +34,8 @@ class DriftNetwork(torch.nn.Module):
     ``twenty-five-modes-to-nine``.
     """
 
+    frequencies: Tensor
+
     def __init__(self, process: Process, generator: torch.Generator, *, width: int = 64) -> None:
         check_generator(generator)
         check_positive_integers(width=width)
@@ -79,14 +81,16 @@ class DriftNetwork(torch.nn.Module):
             tape = self.record(times, len(states))
             tape.run(states.transpose(0, 1))
             return tape.moves().transpose(0, 1)
-        return self.last(self.joint(self.state(states) + self._time_features(times)))
+        drift: Tensor = self.last(self.joint(self.state(states) + self._time_features(times)))
+        return drift
 
     def record(self, times: Tensor, n: int) -> Tape:
         """Return an empty record of ``n`` paths at ``times``, ``[steps]``, to be filled step by step or at once."""
         first = self._time_features(times) + self.state.bias
-        layers = (self.state, self.joint[1], self.joint[3], self.last)
+        layers = [layer for layer in (self.state, *self.joint, self.last) if isinstance(layer, torch.nn.Linear)]
         return Tape(first, [layer.weight for layer in layers], [layer.bias for layer in layers[1:]], n, self._pool)
 
     def _time_features(self, times: Tensor) -> Tensor:
         angles = times[..., None] * self.frequencies + self.phases
-        return self.time(torch.cat([angles.sin(), angles.cos()], dim=-1))
+        features: Tensor = self.time(torch.cat([angles.sin(), angles.cos()], dim=-1))
+        return features

@@ -7,6 +7,9 @@ fills the blocks step by step and the backward pass reads them, so that no state
 measures it.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -42,7 +45,8 @@ class Tape:
         threads = torch.get_num_threads()
         self.per_block = max(1, BLOCK_ROWS * threads // n) if first.device.type == "cpu" else steps
         self._take(pool, (6, steps if self.keep else min(steps, self.per_block), n, width))
-        self.visited, self.out = [], first.new_empty(steps, n, dim)
+        self.visited: list[Tensor] = []
+        self.out = first.new_empty(steps, n, dim)
         self.out_rows, self.first_rows = self.out.unbind(), self.first.unbind()
 
     def step(self, k: int, state: Tensor) -> Tensor:
@@ -77,15 +81,17 @@ class Tape:
         if self.visited:
             self.states = torch.stack(self.visited)
         if self.keep:
-            return _FromTape.apply(self, *self.inputs)
+            moves: Tensor = _FromTape.apply(self, *self.inputs)  # type: ignore[no-untyped-call]
+            return moves
         self._give_back()
         return self.out
 
     def _take(self, pool: list[Tensor], shape: tuple[int, ...]) -> None:
         kept = pool.pop() if pool else None
         like = (shape, self.first.dtype, self.first.device)
-        fits = kept is not None and (kept.shape, kept.dtype, kept.device) == like
-        self.pool, self.arrays = pool, kept if fits else self.first.new_empty(shape)
+        if kept is None or (kept.shape, kept.dtype, kept.device) != like:
+            kept = self.first.new_empty(shape)
+        self.pool, self.arrays, self.spent = pool, kept, False
         self.before, self.after = self.arrays[:3], self.arrays[3:]
         steps = [array.unbind() for array in self.arrays]
         # For each step what goes into the three activations, and what comes out of them.
@@ -94,9 +100,10 @@ class Tape:
     def _give_back(self) -> None:
         # Torch lets nothing write to memory of its inference mode outside that mode.
         self.pool[:] = [] if self.arrays.is_inference() else [self.arrays]
-        self.arrays = self.before = self.after = self.pairs = None
+        self.arrays = self.before = self.after = self.first.new_empty(0)
+        self.pairs, self.spent = [], True
 
-    def _layers(self, before: list[Tensor], after: list[Tensor], out: Tensor) -> None:
+    def _layers(self, before: Sequence[Tensor], after: Sequence[Tensor], out: Tensor) -> None:
         """Run what follows the first layer, rows of states at a time, into the memory given."""
         for layer, into in enumerate((before[1], before[2], out)):
             _gelu.out(before[layer], out=after[layer])
@@ -108,7 +115,7 @@ class Tape:
 
         Raises ``RuntimeError`` the second time.
         """
-        if self.arrays is None:
+        if self.spent:
             raise RuntimeError("The gradient of these drifts was taken already; expected once. Draw the paths anew.")
         first, *rest = (torch.zeros_like(tensor) for tensor in self.inputs)
         weights, biases = rest[:4], rest[4:]
@@ -136,14 +143,14 @@ class _FromTape(torch.autograd.Function):
     """Ties the drifts that a tape holds to the network's weights."""
 
     @staticmethod
-    def forward(ctx, tape: Tape, *inputs: Tensor) -> Tensor:
+    def forward(ctx: Any, tape: Tape, *inputs: Tensor) -> Tensor:
         ctx.tape = tape
         ctx.save_for_backward(tape.states, *inputs)
         return tape.out.clone()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         _ = ctx.saved_tensors  # torch refuses it where states or weights were written over in between
         return None, *ctx.tape.gradients(grad)
 

@@ -4,6 +4,7 @@ import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,7 +51,7 @@ def save(path: Path | str, run: Run, done: int) -> None:
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with open(beside, "wb") as file:
-            np.savez(file, **arrays)
+            np.savez(file, allow_pickle=False, **arrays)
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
@@ -77,7 +78,7 @@ def load(path: Path | str, run: Run) -> int:
     return int(about["done"])
 
 
-def _restore_tensors(path: Path | str, run: Run, arrays: dict[str, NDArray], label: str) -> None:
+def _restore_tensors(path: Path | str, run: Run, arrays: dict[str, NDArray[Any]], label: str) -> None:
     kept = [torch.from_numpy(arrays[f"tensor/{j}"]) for j in range(len(arrays)) if f"tensor/{j}" in arrays]
     kinds = [[(tensor.shape, tensor.dtype) for tensor in tensors] for tensors in (kept, run.tensors)]
     if label != run.label or kinds[0] != kinds[1]:

@@ -17,6 +17,9 @@ from companion.training.history import History
 from companion.training.schedule import Schedule
 from companion.validation import NotFiniteError, check_finite, check_generator, check_positive_integers
 
+#: The loss of an iteration, and what the history should keep of it.
+LossOf = Callable[[int], tuple[Tensor, Mapping[str, float]]]
+
 
 def fine_tune(
     sampler: Sampler,
@@ -35,7 +38,7 @@ def fine_tune(
     """Train a sampler in place, and return the history.
 
     Args:
-        sampler: what is trained, such as :class:`companion.samplers.DiffusionSampler`.
+        sampler: what is trained, such as :class:`companion.samplers.diffusion.DiffusionSampler`.
         objective: what it is trained towards, such as :class:`companion.objectives.RTB`.
         schedule: how long, in which batches, at which rates.
         generator: the source of every draw; its device is the sampler's.
@@ -83,7 +86,7 @@ def fine_tune(
 
 
 def optimise(
-    loss_of: Callable[[int], tuple[Tensor, Mapping[str, float]]],
+    loss_of: LossOf,
     groups: Iterable[tuple[Sequence[Tensor], float]],
     iterations: int,
     generator: torch.Generator,
@@ -149,7 +152,7 @@ def _measures(batch: Batch, beta: float, learned: Sequence[Tensor]) -> dict[str,
     return row | {"scalar": learned[0].item()} if len(learned) == 1 and learned[0].ndim == 0 else row
 
 
-def _step(run: Run, i: int, loss_of: Callable, factor: float) -> None:
+def _step(run: Run, i: int, loss_of: LossOf, factor: float) -> None:
     """Take one step, unless the loss or its gradient is not finite: then nothing is changed but the history."""
     begin = time.process_time()
     for group in run.optimiser.param_groups:

@@ -39,7 +39,7 @@ class Exponential:
     def at(self, iteration: int, iterations: int) -> float:
         """Return the factor on the rates at an iteration of a run of so many."""
         done = max(0.0, (iteration - self.since) / (iterations - self.since))
-        return self.to**done
+        return float(self.to**done)
 
 
 @storable
