@@ -114,11 +114,10 @@ lock: ## re-lock requirements.txt from pyproject.toml, in a fresh environment (n
 test-peers: $(READY) ## record the peers' losses afresh, in environments of their own, and compare
 	bash tests/peers/run
 
-# The studies in the order in which they need one another; a stopped run goes on from its checkpoint.
-STUDIES := prior twenty_five_modes published_baseline rarity_map step_gap time_to_quality
+# A stopped run goes on from its checkpoint.
 .PHONY: experiments
 experiments: $(READY) ## run every study whose results are not there: make experiments [WORKERS=...]
-	@for study in $(STUDIES); do $(ONE_THREAD) $(BIN)/python experiments/$$study.py --workers $(WORKERS); done
+	$(ONE_THREAD) $(BIN)/python -m experiments --workers $(WORKERS)
 
 # The peer has an environment of its own; everything else runs in ours.
 .PHONY: bench

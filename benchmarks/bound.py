@@ -16,7 +16,7 @@ from functools import partial
 import torch
 
 from benchmarks.worker import Block, Size, parser, seconds_per_step, serve
-from companion.samplers.networks import BLOCK_ROWS
+from companion.samplers.tape import BLOCK_ROWS
 
 #: Times that each operation is measured in a block, of which the fastest counts, and rows that each measurement covers.
 REPEATS, ROWS = 8, 40_000

@@ -1,4 +1,4 @@
-"""Writes the book's page on speed, and its figure, from results/benchmark.json; a test compares them with the record.
+"""Writes the book's page on speed, and its figure, from results/benchmark; a test compares them with the records.
 
 The prose is in speed.template.md; each ``<<name>>`` in it stands for something computed here.
 
@@ -16,6 +16,7 @@ from benchmarks.parts import PARTS
 from benchmarks.record import Summary, blocks, ratio, summary
 from benchmarks.worker import EXPLORATION, Size
 from companion import plotting
+from companion.records import Run
 
 TEMPLATE = Path(__file__).with_name("speed.template.md")
 #: The programs that are compared, and what the page calls them.
@@ -33,20 +34,19 @@ AXES = {"steps": "steps of a path, T", "batch": "paths in a batch", "width": "hi
 TICKS = (1, 3, 10, 30, 100, 300, 1000, 3000)
 
 
-def render(whole: dict) -> str:
-    """Return the page as MyST Markdown. Raises ``ValueError`` for a record without a run on one thread."""
-    runs = whole["runs"]
-    if "1" not in runs:
-        raise ValueError(f"the record has runs on {sorted(runs)} threads; expected one on 1. Run make bench.")
-    values = _numbers(runs["1"]) | _speeds(runs["1"]) | _growth(runs["1"]) | _tables(runs)
+def render(runs: dict[int, Run]) -> str:
+    """Return the page as MyST Markdown. Raises ``ValueError`` for records without one on one thread."""
+    if 1 not in runs:
+        raise ValueError(f"there are runs on {sorted(runs)} threads; expected one on 1. Run make bench.")
+    values = _numbers(runs[1]) | _speeds(runs[1]) | _growth(runs[1]) | _tables(runs)
     return re.sub("<<(.*?)>>", lambda match: values[match[1]], TEMPLATE.read_text())
 
 
-def comparison(run: dict) -> str:
+def comparison(run: Run) -> str:
     """Return the table of the programs compared: time and memory of each, and the ratio of ours to it."""
     lines = ["| | ms per step | this package / it | peak memory, MB | above its imports, MB |", "|---|---|---|---|---|"]
     for program, name in COMPARED.items():
-        measured = run["programs"][program]
+        measured = run.measures[program]
         peak, imported = measured["peak_bytes"], measured["imported_bytes"]
         share = "" if program == "companion" else _spread(ratio(run, "companion", program), ".3f")
         time = _times(blocks(run, program))
@@ -54,7 +54,7 @@ def comparison(run: dict) -> str:
     return "\n".join(lines)
 
 
-def parts(run: dict) -> str:
+def parts(run: Run) -> str:
     """Return the table of the parts of a step of this package."""
     medians = {name: summary(blocks(run, "parts", name)).median for name in PARTS}
     whole = sum(medians.values())
@@ -62,9 +62,9 @@ def parts(run: dict) -> str:
     return "\n".join(["| part | ms | share |", "|---|---|---|", *lines])
 
 
-def least(run: dict) -> str:
+def least(run: Run) -> str:
     """Return the table of the passes that a step cannot do without, and the least time of each."""
-    size = Size(**run["size"])
+    size = Size(**run.configuration["size"])
     flops, numbers = bound.flops(size), bound.activations(size)
     rows = [(words, flops[name], numbers, blocks(run, "bound", name)) for name, words in PASSES.items()]
     rows.append(("all", sum(flops.values()), len(PASSES) * numbers, blocks(run, "bound")))
@@ -75,7 +75,7 @@ def least(run: dict) -> str:
     return "\n".join(["| pass | GFLOP | GELUs, millions | at least, ms |", "|---|---|---|---|", *lines])
 
 
-def figure(run: dict) -> str:
+def figure(run: Run) -> str:
     """Return the figure of growth as SVG, the same text at every call."""
     drawn, panels = plotting.panels(len(growth.SERIES), width=7.4, height=2.7)
     medians = {size: 1e3 * summary(blocks(run, "growth", growth.name_of(size))).median for size in growth.sizes()}
@@ -99,9 +99,9 @@ def figure(run: dict) -> str:
     return text.getvalue()
 
 
-def _numbers(run: dict) -> dict[str, str]:
+def _numbers(run: Run) -> dict[str, str]:
     """The settings, and what the prose says of the comparison."""
-    size, versions = Size(**run["size"]), {name: run["programs"][name]["versions"] for name in COMPARED}
+    size, versions = Size(**run.configuration["size"]), {name: run.measures[name]["versions"] for name in COMPARED}
     work = sum(bound.torchgfn_flops(size).values()) / sum(bound.flops(size).values())
     sums = [sum(seconds) for seconds in zip(*(blocks(run, "parts", name) for name in PARTS), strict=True)]
     return {
@@ -109,8 +109,8 @@ def _numbers(run: dict) -> dict[str, str]:
         "batch": str(size.batch),
         "width": str(size.width),
         "exploration": f"{EXPLORATION:g}",
-        "block": str(run["steps_per_block"]),
-        "rounds": str(run["rounds"]),
+        "block": str(run.configuration["steps_per_block"]),
+        "rounds": str(run.configuration["rounds"]),
         "torchgfn": versions["torchgfn"]["torchgfn"],
         "torch": versions["companion"]["torch"],
         "torch peer": versions["torchgfn"]["torch"],
@@ -125,9 +125,9 @@ def _numbers(run: dict) -> dict[str, str]:
     }
 
 
-def _speeds(run: dict) -> dict[str, str]:
+def _speeds(run: Run) -> dict[str, str]:
     """What the bound is made of."""
-    speed = {name: summary(values).median for name, values in run["programs"]["bound"]["blocks"].items()}
+    speed = {name: summary(values).median for name, values in run.measures["bound"]["blocks"].items()}
     return {
         "repeats": str(bound.REPEATS),
         "block rows": f"{speed['rows, blocks']:.0f}",
@@ -140,7 +140,7 @@ def _speeds(run: dict) -> dict[str, str]:
     }
 
 
-def _growth(run: dict) -> dict[str, str]:
+def _growth(run: Run) -> dict[str, str]:
     """How much longer a step takes at the last value of each series than at the one before, half as large."""
     lines = []
     for name, values in growth.SERIES.items():
@@ -151,21 +151,21 @@ def _growth(run: dict) -> dict[str, str]:
     return {"growth": "\n".join(f"- {line[0].upper()}{line[1:]}." for line in lines), "figure": alt}
 
 
-def _tables(runs: dict) -> dict[str, str]:
+def _tables(runs: dict[int, Run]) -> dict[str, str]:
     """The tables, the section on threads where more were tried, and where the numbers come from."""
-    run = runs["1"]
-    made, python = run["provenance"], run["programs"]["companion"]["versions"]["python"]
+    run = runs[1]
+    made, python = run.provenance, run.measures["companion"]["versions"]["python"]
     commit = f"commit `{made['commit'][:12]}`" if made["commit"] else "outside a checkout"
     commit += " with uncommitted changes" if made["uncommitted"] else ""
     provenance = (
-        f"Measured on {made['date'][:10]}: {made['processor']}, {made['cores']} cores, {made['system']}, "
-        f"Python {python}, {commit}. The load average before the run was {made['load']:.1f}."
+        f"Measured on {made['started'][:10]}: {made['processor']}, {made['cores']} cores, {made['system']} "
+        f"{made['machine']}, Python {python}, {commit}. The load average before the run was {made['load']:.1f}."
     )
     tables = {"comparison": comparison(run), "parts": parts(run), "least": least(run)}
     return tables | {"threads": _threads(runs) if len(runs) > 1 else "", "provenance": provenance}
 
 
-def _threads(runs: dict) -> str:
+def _threads(runs: dict[int, Run]) -> str:
     lines = ["## More threads\n", "| threads | this package, ms | torchgfn, ms | ratio |", "|---|---|---|---|"]
     for threads, run in runs.items():
         ours, theirs = (_times(blocks(run, program)) for program in ("companion", "torchgfn"))
@@ -183,10 +183,10 @@ def _spread(found: Summary, form: str) -> str:
 
 def main(root: Path = record.ROOT) -> None:
     """Write the page and the figure, and print the tables."""
-    whole = record.load()
-    (root / "book" / "speed.md").write_text(render(whole))
-    (root / "book" / "_static" / "speed.svg").write_text(figure(whole["runs"]["1"]))
-    for threads, run in whole["runs"].items():
+    runs = record.load()
+    (root / "book" / "speed.md").write_text(render(runs))
+    (root / "book" / "_static" / "speed.svg").write_text(figure(runs[1]))
+    for threads, run in runs.items():
         above = _spread(ratio(run, "companion", "bound"), ".2f")
         print(f"\nThreads: {threads}\n\n{comparison(run)}\n\n{parts(run)}\n\n{least(run)}\n\nStep / bound: {above}")
     print("\nwrote book/speed.md and book/_static/speed.svg")

@@ -10,11 +10,11 @@ from statistics import mean
 
 import torch
 
-from benchmarks.step import sampler, settings
-from benchmarks.worker import EXPLORATION, Block, Size, parser, serve, wait
-from companion.samplers.diffusion import log_prob, step_log_prob, traced_rollout
+from benchmarks.step import sampler
+from benchmarks.worker import EXPLORATION, RATE, SCALAR_RATE, Block, Size, parser, serve, wait
+from companion.objectives import RTB
 from companion.samplers import Batch
-from companion.training import Objective
+from companion.samplers.diffusion import log_prob, step_log_prob, traced_rollout
 
 PARTS = ("sampling", "reference", "loss", "backward", "Adam")
 
@@ -24,9 +24,9 @@ class Parts:
 
     def __init__(self, size: Size, device: str) -> None:
         self.sampler, self.batch, self.device = sampler(size, device), size.batch, device
-        chosen = settings(size, 1)
-        self.objective = Objective(chosen, self.sampler.parameters()[0])
-        groups = [(self.sampler.parameters(), chosen.rate), (self.objective.parameters(), chosen.scalar_rate)]
+        self.objective, trained = RTB(), self.sampler.parameters()
+        self.learned = self.objective.parameters(trained[0])
+        groups = [(trained, RATE), (self.learned, SCALAR_RATE)]
         self.optimiser = torch.optim.Adam([{"params": tensors, "lr": rate} for tensors, rate in groups])
         self.draws = torch.Generator(device).manual_seed(1)
 
@@ -58,8 +58,9 @@ class Parts:
         with torch.no_grad():
             log_reward = self.sampler.log_reward(self.states[:, -1])
         batch = Batch(self.log_pi, self.log_ref, log_reward, self.log_behaviour)
-        self.value = self.objective.loss(batch)
-        self.objective.measures(batch)
+        self.value = self.objective.loss(batch, self.learned)
+        with torch.no_grad():
+            self.kept = [log_reward.mean().item(), batch.log_weights().mean().item(), self.learned[0].item()]
 
     def backward(self) -> None:
         """Take the gradient."""

@@ -1,4 +1,4 @@
-"""Times this package beside torchgfn, in turns on one core, and records it all in results/benchmark.json.
+"""Times this package beside torchgfn, in turns on one core, and records it all in results/benchmark.
 
 Every program is a process of its own, started once. In each round each of them runs one block while the others wait, so
 that what slows the machine down for a while slows all of them down. Ratios are taken within a round.
@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from benchmarks import record
 from benchmarks.worker import Size
+from companion import records
 
 #: The interpreter of the environment that benchmarks/environment makes.
 PEER = record.ROOT / ".venv-peers-bench" / "bin" / "python"
@@ -36,7 +37,7 @@ PROGRAMS = {
 }
 
 #: What a program finds in its environment, beside the number of threads. These two tell glibc to hold on to memory that
-#: was freed, as companion.samplers.networks does by itself; a user of torchgfn could set them.
+#: was freed, as companion.samplers.tape does by itself; a user of torchgfn could set them.
 ENVIRONMENTS = {
     "torchgfn, memory kept": {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "4294967296"}
 }
@@ -102,7 +103,7 @@ def measure(programs: Mapping[str, tuple[str, ...]], rounds: int, threads: int) 
 
 
 def main() -> None:
-    """Measure, and add the run to the record."""
+    """Measure, and put the record in the place of the last one on as many threads."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=1, help="threads of each program (default: 1)")
     parser.add_argument("--rounds", type=int, default=20, help="turns of each program (default: 20)")
@@ -112,10 +113,11 @@ def main() -> None:
             f"--rounds is {options.rounds} and --threads {options.threads}; expected 2 or more, and 1 or more. "
             "Quartiles need two rounds."
         )
-    about = {"threads": options.threads, "rounds": options.rounds, "steps_per_block": STEPS_PER_BLOCK}
-    # Before the programs start, which are a load themselves.
-    about |= {"size": asdict(Size()), "provenance": record.provenance()}
-    record.add(about | {"programs": measure(PROGRAMS, options.rounds, options.threads)})
+    configuration = {"name": f"threads-{options.threads}", "threads": options.threads, "rounds": options.rounds}
+    configuration |= {"steps_per_block": STEPS_PER_BLOCK, "size": asdict(Size())}
+    provenance = record.provenance()  # before the programs start, which are a load themselves
+    programs = measure(PROGRAMS, options.rounds, options.threads)
+    records.write("benchmark", configuration, provenance, programs, where=record.RESULTS)
 
 
 if __name__ == "__main__":

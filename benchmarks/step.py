@@ -18,11 +18,15 @@ from benchmarks.worker import (
     seconds_per_step,
     serve,
 )
+from companion.objectives import RTB
+from companion.samplers import DiffusionSampler, Exploration
 from companion.samplers.diffusion import Process
 from companion.samplers.networks import DriftNetwork
-from companion.samplers import DiffusionSampler
 from companion.targets import GaussianMixture, Tilt, twenty_five_to_nine
-from companion.training import Settings, fine_tune
+from companion.training import Schedule, fine_tune
+
+#: The exploration of the first iterations of the published schedule, in all of them.
+BEHAVIOUR = Exploration(noise=EXPLORATION)
 
 
 def sampler(size: Size, device: str = "cpu") -> DiffusionSampler:
@@ -36,23 +40,16 @@ def sampler(size: Size, device: str = "cpu") -> DiffusionSampler:
     return DiffusionSampler(process, policy, prior.requires_grad_(False), log_reward)
 
 
-def settings(size: Size, iterations: int) -> Settings:
-    """Return the published settings, over so many iterations, all with the exploration of the first ones."""
-    return Settings(
-        iterations=iterations,
-        batch=size.batch,
-        rate=RATE,
-        scalar_rate=SCALAR_RATE,
-        exploration=EXPLORATION,
-        explore_until=iterations,
-        explore_to=iterations,
-    )
+def schedule(size: Size, iterations: int) -> Schedule:
+    """Return the published rates, over so many iterations."""
+    return Schedule(iterations=iterations, batch=size.batch, rate=RATE, learned_rate=SCALAR_RATE)
 
 
 def training(size: Size, device: str = "cpu") -> Callable[[int], None]:
     """Return a function that trains for so many iterations, from where it stopped."""
-    trained, draws = sampler(size, device), torch.Generator(device).manual_seed(1)
-    return lambda iterations: fine_tune(trained, settings(size, iterations), draws)
+    given = {"behaviour": BEHAVIOUR, "generator": torch.Generator(device).manual_seed(1)}
+    trained = sampler(size, device)
+    return lambda iterations: fine_tune(trained, RTB(), schedule=schedule(size, iterations), **given)
 
 
 def _on(mixture: GaussianMixture, device: str) -> GaussianMixture:

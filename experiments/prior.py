@@ -8,10 +8,10 @@ and the likelihood of an increment is averaged over that increment, which takes 
 from pathlib import Path
 
 import torch
-from common import Outcome, generator, main
 
 from companion import metrics, targets, training
-from companion.samplers import diffusion, networks
+from companion.samplers import diffusion, drifts, networks
+from experiments.common import Outcome, generator, main
 
 TASKS = [
     {"name": "prior", "seed": 0, "iterations": 10_000, "batch": 500, "rate": 1e-3, "decay_from": 5_000, "steps": 100}
@@ -78,10 +78,10 @@ def run(task: dict, checkpoint: Path | None) -> Outcome:
     process, tilt = diffusion.Process(steps=task["steps"]), targets.twenty_five_to_nine()
     measures = {
         name: quality(process, drift, tilt, generator(task["seed"], 3))
-        for name, drift in (("trained", network), ("closed_form", diffusion.MixtureDrift(process, tilt.prior)))
+        for name, drift in (("trained", network), ("closed_form", drifts.MixtureDrift(process, tilt.prior)))
     }
     return Outcome(measures, history, {name: value.numpy() for name, value in network.state_dict().items()})
 
 
 if __name__ == "__main__":
-    main("prior", TASKS, run)
+    main("prior")

@@ -3,19 +3,17 @@
 Nine modes in the plane, three of which the target keeps, in equal parts; together they hold a share ``rarity`` of the
 prior. The prior's drift is known in closed form, and a network that starts at zero is added to it. One method is
 used throughout, RTB with log Z from the batch: without exploration its gradient is that of on-policy REINFORCE + KL
-(claim O4), so the first column of the map is the on-policy method. Chapter 12 reads the results.
+(claim O4), so the first column of the map is the on-policy method. Read by chapter ``when-off-policy-pays``.
 """
 
-from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 
 import torch
-from common import Outcome, generator, main
 
-from companion import metrics, samplers, targets, training
-from companion.samplers import diffusion, networks
-from companion.training import Settings
+from companion import metrics, objectives, samplers, targets, training
+from companion.samplers import diffusion, drifts, networks
+from experiments.common import Outcome, fine_tune, generator, main, settings
 
 STEPS, WIDTH, BATCH, ITERATIONS = 20, 32, 250, 600
 #: Share of the prior on the three rewarded modes.
@@ -27,24 +25,20 @@ SEEDS = range(5)
 #: Share of the target on the six other modes: log r there is about -9, and finite everywhere.
 FLOOR = 1e-4
 KEPT = ((-5.0, 0.0), (5.0, 5.0), (0.0, -5.0))
+SCHEDULE = training.Schedule(
+    iterations=ITERATIONS, batch=BATCH, rate=3e-3, decay=training.Linear(since=ITERATIONS // 2)
+)
+
+
+def exploring(noise: float) -> samplers.Exploration | None:
+    """The behaviour of a column of the map; none, the sampler's own paths, in the first."""
+    fading = samplers.Fading(noise, ITERATIONS // 10, 9 * ITERATIONS // 10)
+    return samplers.Exploration(noise=fading) if noise else None
+
+
 TASKS = [
-    {
-        "name": f"rarity-{rarity:g}-noise-{noise:g}-{seed}",
-        "rarity": rarity,
-        "seed": seed,
-        "settings": asdict(
-            Settings(
-                "vargrad",
-                iterations=ITERATIONS,
-                batch=BATCH,
-                rate=3e-3,
-                decay_from=ITERATIONS // 2,
-                exploration=noise,
-                explore_until=ITERATIONS // 10,
-                explore_to=9 * ITERATIONS // 10,
-            )
-        ),
-    }
+    {"name": f"rarity-{rarity:g}-noise-{noise:g}-{seed}", "rarity": rarity, "noise": noise, "seed": seed}
+    | settings(objectives.VarGrad(), SCHEDULE, exploring(noise))
     for seed, rarity, noise in product(SEEDS, RARITIES, NOISES)
 ]
 
@@ -71,19 +65,18 @@ def problem(rarity: float) -> targets.Tilt:
     return targets.Tilt(*(targets.GaussianMixture(means, weights, 0.3) for weights in (prior, posterior)))
 
 
-def start(task: dict) -> tuple[samplers.DiffusionSampler, Settings, torch.Generator]:
-    """What a run begins with: the sampler at the prior, its settings, and the source of its draws."""
+def start(task: dict) -> tuple[samplers.DiffusionSampler, torch.Generator]:
+    """What a run begins with: the sampler at the prior, and the source of its draws."""
     process, tilt, seed = diffusion.Process(steps=STEPS), problem(task["rarity"]), task["seed"]
-    prior = diffusion.MixtureDrift(process, tilt.prior)
+    prior = drifts.MixtureDrift(process, tilt.prior)
     policy = CorrectedDrift(prior, networks.DriftNetwork(process, generator(seed, 1), width=WIDTH))
-    sampler = samplers.DiffusionSampler(process, policy, prior, tilt.log_reward)
-    return sampler, Settings(**task["settings"]), generator(seed, 2)
+    return samplers.DiffusionSampler(process, policy, prior, tilt.log_reward), generator(seed, 2)
 
 
 def run(task: dict, checkpoint: Path | None) -> Outcome:
     """Fine-tune from the prior, and measure the modes that were found."""
-    sampler, settings, draws = start(task)
-    history = training.fine_tune(sampler, settings, draws, checkpoint=checkpoint)
+    sampler, draws = start(task)
+    history = fine_tune(task, sampler, draws, checkpoint=checkpoint)
     tilt = problem(task["rarity"])
     ends = diffusion.rollout(sampler.process, sampler.policy, 5000, generator(task["seed"], 3))[:, -1]
     found = metrics.mode_weights(ends, tilt.prior)
@@ -96,4 +89,4 @@ def run(task: dict, checkpoint: Path | None) -> Outcome:
 
 
 if __name__ == "__main__":
-    main("rarity_map", TASKS, run)
+    main("rarity_map")

@@ -6,17 +6,18 @@ this one lacks, log Z less the ELBO. It need not be the best drift of its class 
 is measured bounds the smallest gap of the class from above.
 
 Fixed before these runs, after a pilot run: the gap falls "like 1/T" if the slope of log(gap) over log(T), from T = 25
-on and one slope for each seed, has its 95 per cent interval within (-1.15, -0.85). For chapter 10.
+on and one slope for each seed, has its 95 per cent interval within (-1.15, -0.85). Read by chapter
+``where-no-policy-of-the-class-is-right``.
 """
 
 from itertools import product
 from pathlib import Path
 
 import torch
-from common import Outcome, generator, main
 
 from companion import metrics, targets
-from companion.samplers import diffusion
+from companion.samplers import DiffusionSampler, diffusion, drifts
+from experiments.common import Outcome, generator, main
 
 STEPS = (12, 25, 50, 100, 200, 400)
 SEEDS = range(5)
@@ -30,15 +31,10 @@ TASKS = [
 
 def log_weights(process, tilt, draws: torch.Generator, n: int) -> torch.Tensor:
     """The log-weight of the target on ``n`` paths of the posterior's drift, drawn and scored in float64."""
-    policy, prior = (diffusion.MixtureDrift(process, mixture) for mixture in (tilt.posterior, tilt.prior))
+    policy, prior = (drifts.MixtureDrift(process, mixture) for mixture in (tilt.posterior, tilt.prior))
     states = diffusion.rollout(process, policy, n, draws, dtype=torch.float64)
-    return torch.cat([of_paths(process, policy, prior, tilt, part) for part in states.split(AT_ONCE)])
-
-
-def of_paths(process, policy, prior, tilt, states: torch.Tensor) -> torch.Tensor:
-    """The log-weight of the target on given paths."""
-    log_pi, log_ref = (diffusion.log_prob(process, drift, states) for drift in (policy, prior))
-    return metrics.log_weights(log_pi, log_ref, tilt.log_reward(states[:, -1]))
+    sampler = DiffusionSampler(process, policy, prior, tilt.log_reward)
+    return torch.cat([sampler.log_weights(part) for part in states.split(AT_ONCE)])
 
 
 def run(task: dict, checkpoint: Path | None) -> Outcome:
@@ -51,4 +47,4 @@ def run(task: dict, checkpoint: Path | None) -> Outcome:
 
 
 if __name__ == "__main__":
-    main("step_gap", TASKS, run)
+    main("step_gap")

@@ -2,45 +2,48 @@
 
 Beside the published settings stand runs of the on-policy method with one remedy each for its early collapse.
 
-Source: Venkatraman et al. (2024); the corrected baselines are those of Deleu et al. (2025). For chapter 10.
+Source: Venkatraman et al. (2024); the corrected baselines are those of Deleu et al. (2025). Read by chapter
+``twenty-five-modes-to-nine``.
 """
 
 import copy
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from common import RESULTS, Outcome, generator, main
 
-from companion import metrics, samplers, targets, training
-from companion.samplers import diffusion, networks
-from companion.training import Settings
+from companion import metrics, objectives, samplers, targets
+from companion.samplers import diffusion, drifts, networks
+from companion.training import Schedule
+from experiments.common import RESULTS, Outcome, fine_tune, generator, main, settings
 
+NEEDS = ("prior",)
 #: The published exploration: a standard deviation of 0.5 a step to iteration 500, falling to none at 4,500.
-EXPLORING = {"exploration": 0.5, "explore_until": 500, "explore_to": 4500}
+EXPLORING = samplers.Exploration(noise=samplers.Fading(0.5, 500, 4500))
+#: The defaults: 5,000 iterations of batch 500, Adam at 1e-3, and at 1e-1 for log Z.
 PUBLISHED = {
-    "rtb": Settings("rtb", **EXPLORING),
-    "vargrad": Settings("vargrad", **EXPLORING),
-    "trust-pcl": Settings("trust_pcl", **EXPLORING),
-    "reinforce-off-policy": Settings("reinforce", weights="tempered", **EXPLORING),
-    "reinforce-on-policy": Settings("reinforce"),
-    "published-baseline": Settings("published", kl_weight=0.01),
+    "rtb": settings(objectives.RTB(), Schedule(), EXPLORING),
+    "vargrad": settings(objectives.VarGrad(), Schedule(), EXPLORING),
+    "trust-pcl": settings(objectives.TrustPCL(), Schedule(), EXPLORING),
+    "reinforce-off-policy": settings(objectives.Reinforce(weights="tempered"), Schedule(), EXPLORING),
+    "reinforce-on-policy": settings(objectives.Reinforce(), Schedule()),
+    "published-baseline": settings(objectives.PublishedBaseline(kl_weight=0.01), Schedule()),
 }
 #: Remedies for the early collapse of the on-policy method, over the first iterations; the first is none.
-SHORT = {"iterations": 800}
+SHORT = Schedule(iterations=800)
+ON_POLICY = objectives.Reinforce()
 REMEDIES = {
-    "remedy-none": Settings("reinforce", **SHORT),
-    "remedy-exploration": Settings("reinforce", exploration=0.5, explore_until=80, explore_to=720, **SHORT),
-    "remedy-annealed-beta": Settings("reinforce", anneal_beta=500, **SHORT),
-    "remedy-clipped-residual": Settings("reinforce", clip=5.0, **SHORT),
-    "remedy-replayed-start": Settings("reinforce", replayed=0.5, replay_until=300, **SHORT),
+    "remedy-none": settings(ON_POLICY, SHORT),
+    "remedy-exploration": settings(ON_POLICY, SHORT, samplers.Exploration(noise=samplers.Fading(0.5, 80, 720))),
+    "remedy-annealed-beta": settings(objectives.Annealed(ON_POLICY, over=500), SHORT),
+    "remedy-clipped-residual": settings(objectives.Reinforce(clip=5.0), SHORT),
+    "remedy-replayed-start": settings(ON_POLICY, SHORT, samplers.Exploration(replayed=0.5, replay_until=300)),
 }
 SEEDS = range(5)
 TASKS = [
-    {"name": f"{name}-{seed}", "method": name, "seed": seed, "settings": asdict(settings), "evaluate_every": every}
+    {"name": f"{name}-{seed}", "method": name, "seed": seed} | arm | {"evaluate_every": every}
     for arms, seeds, every in ((PUBLISHED, SEEDS, 250), (REMEDIES, SEEDS[:3], 50))
     for seed in seeds
-    for name, settings in arms.items()
+    for name, arm in arms.items()
 ]
 TASKS += [{"name": f"guidance-{seed}", "method": "guidance", "seed": seed, "strength": 1.0} for seed in SEEDS]
 
@@ -48,16 +51,14 @@ TASKS += [{"name": f"guidance-{seed}", "method": "guidance", "seed": seed, "stre
 POINTS, FINAL_POINTS, STORED_PATHS = 2000, 10_000, 20_000
 
 
-def start(task: dict) -> tuple[samplers.DiffusionSampler, Settings, torch.Generator]:
-    """What a run begins with: the sampler at the prior, its settings, and the source of its draws."""
+def start(task: dict) -> tuple[samplers.DiffusionSampler, torch.Generator]:
+    """What a run begins with: the sampler at the prior, with a store if it replays, and the source of its draws."""
     process, tilt, seed = diffusion.Process(), targets.twenty_five_to_nine(), task["seed"]
-    prior, settings = load_prior(process), Settings(**task["settings"])
-    store = None
-    if settings.replayed:
+    prior, store = load_prior(process), None
+    if task["behaviour"] and task["behaviour"]["replayed"]:
         store = samplers.resampled_prior_paths(process, prior, tilt.log_reward, STORED_PATHS, generator(seed, 1))
     policy = copy.deepcopy(prior).requires_grad_(True)
-    sampler = samplers.DiffusionSampler(process, policy, prior, tilt.log_reward, store=store)
-    return sampler, settings, generator(seed, 2)
+    return samplers.DiffusionSampler(process, policy, prior, tilt.log_reward, store=store), generator(seed, 2)
 
 
 def load_prior(process: diffusion.Process) -> networks.DriftNetwork:
@@ -71,19 +72,19 @@ def run(task: dict, checkpoint: Path | None) -> Outcome:
     if task["method"] == "guidance":
         process = diffusion.Process()
         prior = load_prior(process)
-        guided = diffusion.GuidedDrift(process, prior, tilt.log_reward, strength=task["strength"])
-        return Outcome(final_measures(process, guided, prior, tilt, seed))
-    sampler, settings, draws = start(task)
+        guided = drifts.GuidedDrift(process, prior, tilt.log_reward, strength=task["strength"])
+        return Outcome(final_measures(samplers.DiffusionSampler(process, guided, prior, tilt.log_reward), tilt, seed))
+    sampler, draws = start(task)
     process, policy = sampler.process, sampler.policy
-    history = training.fine_tune(
+    history = fine_tune(
+        task,
         sampler,
-        settings,
         draws,
         evaluate=lambda: mode_measures(process, policy, tilt, generator(seed, 3), POINTS),
         evaluate_every=task["evaluate_every"],
         checkpoint=checkpoint,
     )
-    measures = final_measures(process, policy, sampler.reference, tilt, seed)
+    measures = final_measures(sampler, tilt, seed)
     kept = {name: value.numpy() for name, value in policy.state_dict().items()} if seed == 0 else {}
     return Outcome(measures, history, kept)
 
@@ -104,14 +105,15 @@ def of_modes(ends, tilt) -> dict:
     }
 
 
-def final_measures(process, drift, prior, tilt, seed: int) -> dict:
+def final_measures(sampler: samplers.DiffusionSampler, tilt, seed: int) -> dict:
     """Everything that is reported of a finished model, from 10,000 samples and as many paths of the target."""
+    process, prior = sampler.process, sampler.reference
     with torch.no_grad():
-        states = diffusion.rollout(process, drift, FINAL_POINTS, generator(seed, 4))
-        own = log_weights(process, drift, prior, tilt, states)
+        states = diffusion.rollout(process, sampler.policy, FINAL_POINTS, generator(seed, 4))
+        own = sampler.log_weights(states)
         store = samplers.resampled_prior_paths(process, prior, tilt.log_reward, 4 * FINAL_POINTS, generator(seed, 5))
         index = torch.multinomial(store.weights, FINAL_POINTS // 2, replacement=True, generator=generator(seed, 6))
-        of_target = log_weights(process, drift, prior, tilt, store.states[index])
+        of_target = sampler.log_weights(store.states[index])
     exact = tilt.posterior.sample(FINAL_POINTS, generator(seed, 7))
     distance = metrics.sliced_wasserstein(states[:, -1], exact, generator(seed, 8))
     log_r = tilt.log_reward(states[:, -1])
@@ -128,11 +130,5 @@ def final_measures(process, drift, prior, tilt, seed: int) -> dict:
     }
 
 
-def log_weights(process, drift, prior, tilt, states):
-    """The log-weight of the target on each path: its mean is the ELBO over the model's paths, the EUBO over p*'s."""
-    log_pi, log_ref = (diffusion.log_prob(process, d, states) for d in (drift, prior))
-    return metrics.log_weights(log_pi.double(), log_ref.double(), tilt.log_reward(states[:, -1]).double())
-
-
 if __name__ == "__main__":
-    main("twenty_five_modes", TASKS, run)
+    main("twenty_five_modes")

@@ -1,0 +1,1 @@
+"""Rewriting stored results when their format changes, instead of running them again."""
