@@ -23,13 +23,13 @@ from experiments import common
 ROOT = Path(__file__).parents[1]
 STORE = ROOT / "results"
 SEED = os.environ.get("COMPANION_TEST_SEED", "0")
-#: Iterations that are run again. Rounding grows tenfold with each: see TOLERANCE.
+#: Iterations that are run again; rounding grows with each.
 AGAIN = 3
-#: In units of the largest value of a column. On a processor with other instructions the sums of float32 are rounded in
-#: another order. In three iterations that moves no column by more than 1e-4; on the processor of the stored runs it is
-#: 1e-5. Where half of a batch are stored paths, rounding also moves the cumulative weights by which they are drawn, and
-#: one or two of 250 are another path: the mean of e or of log r then moves by up to 6e-3.
-TOLERANCE, WITH_ANOTHER_PATH = 1e-3, 2e-2
+#: In units of a column's largest value. A processor with other instructions adds float32 in another order: over every
+#: stored run that moved no column by more than 1.2e-3, and on the processor of the stored runs by 2e-5. Where half of a
+#: batch are stored paths, rounding also moves the cumulative weights by which they are drawn, so that one or two of 250
+#: are another path: that moved the means of e and of log r by up to 5.5e-3.
+TOLERANCE, WITH_ANOTHER_PATH = 1e-2, 2e-2
 
 
 def study_of(name):
@@ -101,7 +101,7 @@ def test_the_prior_begins_as_it_was_stored():
     """Its first losses, again."""
     (run,) = records.load("prior", where=STORE)
     history = study_of("prior").train(run.configuration, None, stop_after=AGAIN)[1]
-    np.testing.assert_allclose(history.steps["loss"], run.steps["loss"][:AGAIN], rtol=TOLERANCE)
+    np.testing.assert_allclose(history.steps["loss"], run.steps["loss"][:AGAIN], rtol=1e-4)
 
 
 def test_a_measure_of_the_gap_is_made_again():
