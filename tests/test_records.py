@@ -216,9 +216,9 @@ CODE = {"commit": "abc", "torch": "2"}
 
 
 def history_of(length):
-    """A history whose loss at iteration i is i + 1/3; it is no History, and need not be."""
+    """The parts of a history whose loss at iteration i is i + 1/3."""
     steps = {"loss": np.arange(length) + 1 / 3} if length else {}
-    return SimpleNamespace(steps=steps, evaluations={"iteration": np.array([0.0, length, math.nan])}, diverged_at=7)
+    return {"steps": steps, "evaluations": {"iteration": np.array([0.0, length, math.nan])}, "diverged_at": 7}
 
 
 def written(folder, measures, task=TASK, **parts) -> dict:
@@ -236,7 +236,7 @@ def test_a_record_holds_all_that_a_run_left_behind(tmp_path):
     """Its configuration, its provenance, its measures to seven digits, its history and its arrays, without pickles."""
     arrays = {"weights": np.arange(6.0).reshape(2, 3), "counts": np.array([1, 2])}
     measures = {"law": torch.tensor([0.25, 0.75]), "deep": {"kl": 1 / 3, "n": 10**9, "kept": True, "why": "so"}}
-    found = written(tmp_path, measures, history=history_of(3), arrays=arrays)
+    found = written(tmp_path, measures, **history_of(3), arrays=arrays)
     assert found["schema"] == records.SCHEMA and found["study"] == "study"
     assert found["configuration"] == TASK | {"rates": [0.1, 0.2]}
     assert found["provenance"] == CODE
@@ -253,7 +253,7 @@ def test_a_record_holds_all_that_a_run_left_behind(tmp_path):
 
 
 def test_a_run_that_is_written_is_read(tmp_path):
-    written(tmp_path, {"x": 1.0}, history=history_of(30))
+    written(tmp_path, {"x": 1.0}, **history_of(30))
     (run,) = records.load("study", where=tmp_path)
     assert (run.study, run.measures, run.diverged_at) == ("study", {"x": 1.0}, 7)
     assert run.steps["iteration"].tolist() == [*range(10), 25] and run.steps["loss"][-1] == pytest.approx(25 + 1 / 3)
@@ -314,7 +314,7 @@ def test_a_single_number_of_any_kind_is_stored_as_a_number(tmp_path, value, expe
 )
 def test_a_history_is_thinned_after_its_first_iterations(tmp_path, length, kept):
     """All of the first ten, then every twenty-fifth."""
-    steps = written(tmp_path, {}, history=history_of(length))["history"]["steps"]
+    steps = written(tmp_path, {}, **history_of(length))["history"]["steps"]
     assert steps["iteration"] == kept
     assert steps.get("loss", []) == pytest.approx([i + 1 / 3 for i in kept])
 
