@@ -3,32 +3,35 @@
 No test looks at how long anything takes.
 """
 
-import json
+import copy
 import math
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from helpers import generator
+
+from benchmarks import bound, growth, page, parts, record, run, step
+from benchmarks.worker import Size, parser, peak_memory, serve
+from companion.objectives import RTB
+from companion.records import Run
+from companion.training import fine_tune
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-
-from benchmarks import bound, growth, page, parts, record, run, step  # noqa: E402
-from benchmarks.worker import Size, parser, peak_memory, serve  # noqa: E402
-
 SMALL = Size(steps=5, batch=8, width=4)
 STEP = (sys.executable, "benchmarks.step", "--size", "5", "8", "4")
 
 
-def made_run(threads: int = 1, **times: list[float]) -> dict:
-    """Return the recorded run on one thread as one on so many, with other times of some programs' steps."""
-    made = json.loads(json.dumps(record.load()["runs"]["1"])) | {"threads": threads}
+def made_run(**times: list[float]) -> Run:
+    """Return the recorded run on one thread with other times of some programs' steps."""
+    measures = copy.deepcopy(record.load()[1].measures)
     for program, seconds in times.items():
-        made["programs"][program]["blocks"]["step"] = seconds
-    return made
+        measures[program]["blocks"]["step"] = seconds
+    return replace(record.load()[1], measures=measures)
 
 
 # What is counted.
@@ -89,18 +92,18 @@ def test_the_last_value_of_a_series_is_twice_the_one_before():
 
 
 def test_two_steps_change_every_weight_of_the_policy_and_none_of_the_prior():
-    trained, draws = step.sampler(SMALL), torch.Generator().manual_seed(1)
+    trained = step.sampler(SMALL)
     policy, prior = ([p.clone() for p in drift.parameters()] for drift in (trained.policy, trained.reference))
-    history = step.fine_tune(trained, step.settings(SMALL, 2), draws)
+    history = fine_tune(trained, RTB(), schedule=step.schedule(SMALL, 2), generator=generator(1))
     assert history.diverged_at is None and len(history.steps["loss"]) == 2
     assert all(not torch.equal(a, b) for a, b in zip(policy, trained.policy.parameters(), strict=True))
     assert all(torch.equal(a, b) for a, b in zip(prior, trained.reference.parameters(), strict=True))
 
 
 def test_the_published_settings_are_those_of_the_step():
-    chosen = step.settings(Size(), 5)
-    assert (chosen.objective, chosen.batch, chosen.rate, chosen.scalar_rate) == ("rtb", 500, 1e-3, 1e-1)
-    assert [chosen.exploration_at(i) for i in range(5)] == [0.5] * 5
+    chosen = step.schedule(Size(), 5)
+    assert (chosen.batch, chosen.rate, chosen.learned_rate, chosen.decay) == (500, 1e-3, 1e-1, None)
+    assert step.BEHAVIOUR.noise == 0.5
     process = step.sampler(Size()).process
     assert (process.steps, process.variance, process.dim) == (100, 5.0, 2)
 
@@ -108,7 +111,8 @@ def test_the_published_settings_are_those_of_the_step():
 def test_the_parts_are_those_of_a_step_of_the_training_loop():
     cut, trained = parts.Parts(SMALL, "cpu"), step.sampler(SMALL)
     found = cut.step()
-    step.fine_tune(trained, step.settings(SMALL, 1), torch.Generator().manual_seed(1))
+    given = {"behaviour": step.BEHAVIOUR, "generator": generator(1)}
+    fine_tune(trained, RTB(), schedule=step.schedule(SMALL, 1), **given)
     assert set(found) == set(parts.PARTS) and all(seconds > 0 for seconds in found.values())
     for ours, theirs in zip(cut.sampler.parameters(), trained.parameters(), strict=True):
         assert torch.equal(ours, theirs)
@@ -170,27 +174,21 @@ def test_quartiles_and_ratios_are_those_by_hand():
     found = record.summary([4.0, 1.0, 3.0, 2.0, 5.0])
     assert (found.low, found.median, found.high) == (2.0, 3.0, 4.0)
     both = {"ours": [1.0, 4.0, 3.0], "theirs": [2.0, 4.0, 12.0]}
-    made = {"programs": {name: {"blocks": {"step": values}} for name, values in both.items()}}
+    made = replace(made_run(), measures={name: {"blocks": {"step": values}} for name, values in both.items()})
     assert record.ratio(made, "ours", "theirs").median == 0.5  # of 1/2, 1 and 1/4, not of the medians
 
 
-def test_a_run_takes_the_place_of_the_last_one_on_as_many_threads(tmp_path):
-    path = tmp_path / "folder" / "benchmark.json"
-    record.add({"threads": 10, "rounds": 1}, path)
-    record.add({"threads": 2, "rounds": 2}, path)
-    record.add({"threads": 10, "rounds": 3}, path)
-    assert list(record.load(path)["runs"].items()) == [
-        ("2", {"threads": 2, "rounds": 2}),
-        ("10", {"threads": 10, "rounds": 3}),
-    ]
-    assert [entry.name for entry in path.parent.iterdir()] == ["benchmark.json"]
-
-
-def test_a_record_of_another_schema_is_refused(tmp_path):
-    path = tmp_path / "benchmark.json"
-    path.write_text('{"schema": 0}')
-    with pytest.raises(ValueError, match="has schema 0; expected 1. Remove it, and run make bench"):
-        record.load(path)
+def test_a_run_takes_the_place_of_the_last_one_on_as_many_threads(tmp_path, monkeypatch):
+    """The runs come in the order of their threads, which is not that of their names."""
+    monkeypatch.setattr(record, "RESULTS", tmp_path)
+    monkeypatch.setattr(run, "measure", lambda programs, rounds, threads: {"program": {"rounds": rounds}})
+    for threads, rounds in ((10, 2), (2, 3), (10, 4)):
+        monkeypatch.setattr(sys, "argv", ["run", "--threads", str(threads), "--rounds", str(rounds)])
+        run.main()
+    found = record.load()
+    assert [(threads, each.configuration["rounds"]) for threads, each in found.items()] == [(2, 3), (10, 4)]
+    assert found[10].measures == {"program": {"rounds": 4}} and found[10].configuration["size"]["width"] == 64
+    assert set(found[10].provenance) == set(record.provenance())
 
 
 def test_provenance_names_the_machine_and_the_code():
@@ -200,30 +198,28 @@ def test_provenance_names_the_machine_and_the_code():
     assert found["commit"] == (checkout.stdout.strip() or None)
 
 
-def test_the_record_has_one_run_on_one_thread_and_every_block_of_every_program():
-    runs = record.load()["runs"]
-    assert "1" in runs
+def test_there_is_a_run_on_one_thread_and_every_block_of_every_program():
+    runs = record.load()
+    assert 1 in runs
     for threads, found in runs.items():
-        assert found["threads"] == int(threads)
-        assert set(found) == {"threads", "rounds", "steps_per_block", "size", "provenance", "programs"}
-        assert Size(**found["size"]) == Size()
-        assert set(found["provenance"]) == set(record.provenance())
-        assert list(found["programs"]) == list(run.PROGRAMS)
-        for program in found["programs"].values():
+        about = found.configuration
+        assert set(about) == {"name", "threads", "rounds", "steps_per_block", "size"} and about["threads"] == threads
+        assert Size(**about["size"]) == Size() and list(found.measures) == list(run.PROGRAMS)
+        for program in found.measures.values():
             assert program["peak_bytes"] >= program["imported_bytes"] > 0
             for values in program["blocks"].values():
-                assert len(values) == found["rounds"]
+                assert len(values) == about["rounds"]
                 assert all(math.isfinite(value) and value > 0 for value in values)
-        names = {name: set(program["blocks"]) for name, program in found["programs"].items()}
+        names = {name: set(program["blocks"]) for name, program in found.measures.items()}
         assert names["parts"] == set(parts.PARTS)
         assert names["growth"] == set(map(growth.name_of, growth.sizes()))
         assert all(names[program] == {"step"} for program in page.COMPARED)
 
 
-def test_the_record_is_of_the_torchgfn_that_is_pinned():
+def test_the_records_are_of_the_torchgfn_that_is_pinned():
     pinned = (ROOT / "tests/peers/requirements.txt").read_text()
-    for found in record.load()["runs"].values():
-        versions = found["programs"]["torchgfn"]["versions"]
+    for found in record.load().values():
+        versions = found.measures["torchgfn"]["versions"]
         assert f"torchgfn=={versions['torchgfn']}\n" in pinned and f"torch=={versions['torch']}\n" in pinned
 
 
@@ -231,10 +227,10 @@ def test_the_record_is_of_the_torchgfn_that_is_pinned():
 
 
 def test_the_page_and_its_figure_are_fresh():
-    whole = record.load()
-    assert (ROOT / "book/speed.md").read_text() == page.render(whole), "book/speed.md is stale: run make bench-page"
+    runs = record.load()
+    assert (ROOT / "book/speed.md").read_text() == page.render(runs), "book/speed.md is stale: run make bench-page"
     drawn = (ROOT / "book/_static/speed.svg").read_text()
-    assert drawn == page.figure(whole["runs"]["1"]), "book/_static/speed.svg is stale: run make bench-page"
+    assert drawn == page.figure(runs[1]), "book/_static/speed.svg is stale: run make bench-page"
 
 
 def test_the_page_has_a_value_for_every_name_and_a_name_for_every_measured_number():
@@ -255,16 +251,16 @@ def test_the_page_says_what_the_blocks_say():
 
 
 def test_more_threads_have_a_section_where_they_were_measured():
-    one, two = made_run(), made_run(2, companion=[0.1, 0.1], torchgfn=[0.4, 0.4])
-    assert "More threads" not in page.render({"runs": {"1": one}})
-    text = page.render({"runs": {"1": one, "2": two}})
+    one, two = made_run(), made_run(companion=[0.1, 0.1], torchgfn=[0.4, 0.4])
+    assert "More threads" not in page.render({1: one})
+    text = page.render({1: one, 2: two})
     assert "\n\n## More threads\n\n| threads |" in text
     assert "\n| 2 | 100 (100 to 100) | 400 (400 to 400) | 0.250 (0.250 to 0.250) |\n\n## Repeat it\n" in text
 
 
 def test_a_record_without_a_run_on_one_thread_is_refused():
-    with pytest.raises(ValueError, match=r"runs on \['2'\] threads; expected one on 1. Run make bench"):
-        page.render({"runs": {"2": made_run(2)}})
+    with pytest.raises(ValueError, match=r"runs on \[2\] threads; expected one on 1. Run make bench"):
+        page.render({2: made_run()})
 
 
 def test_the_page_is_in_the_book():

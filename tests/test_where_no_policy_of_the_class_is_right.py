@@ -3,19 +3,16 @@
 The oracles are a regression in plain Python, and the precision matrices of whole paths.
 """
 
-import importlib
 import math
 from fractions import Fraction
-from pathlib import Path
 
 import pytest
 import torch
 from helpers import assert_agree, generator, tensor
 
-from companion import mdp, metrics, rtb, targets
-from companion.samplers import diffusion
-
-ROOT = Path(__file__).parents[1]
+from companion import mdp, rtb, targets
+from companion.samplers import DiffusionSampler, diffusion, drifts
+from experiments import step_gap
 
 # A coin with one logit. A batch holds each path as often as a coin with odds of `odds` to one for heads would draw it.
 
@@ -105,9 +102,8 @@ def setting(steps: int, variance: float, narrow: float) -> tuple[diffusion.Proce
 def log_weight(process, tilt, drift, states: torch.Tensor) -> torch.Tensor:
     """Return e of paths ``[n, steps]``, the states after the first."""
     states = torch.cat([torch.zeros(len(states), 1), states], dim=1).double()[..., None]
-    prior = diffusion.MixtureDrift(process, tilt.prior)
-    log_pi, log_ref = (diffusion.log_prob(process, policy, states) for policy in (drift, prior))
-    return metrics.log_weights(log_pi, log_ref, tilt.log_reward(states[:, -1]))
+    prior = drifts.MixtureDrift(process, tilt.prior)
+    return DiffusionSampler(process, drift, prior, tilt.log_reward).log_weights(states)
 
 
 def linear(process, gains: torch.Tensor):
@@ -149,7 +145,7 @@ def narrowing(steps: int, variance: float, narrow: float) -> torch.Tensor:
 def test_the_drift_in_closed_form_has_the_smallest_gap_and_the_gap_is_that_of_the_formula(steps, variance, narrow):
     process, tilt = setting(steps, variance, narrow)
     y, target = narrowing(steps, variance, narrow), of_target(process, narrow)
-    best, one = diffusion.MixtureDrift(process, tilt.posterior), torch.ones(1, 1, dtype=torch.float64)
+    best, one = drifts.MixtureDrift(process, tilt.posterior), torch.ones(1, 1, dtype=torch.float64)
     gains = torch.cat([1 + process.dt * best(one, time) for time in process.times(one)])[:, 0]
     assert_agree(gains[1:], 1 / (1 + y[1:]), 10.0)  # the first step starts at zero, whatever its gain
 
@@ -168,7 +164,7 @@ def test_the_log_weight_of_a_path_is_the_log_ratio_of_two_gaussians(steps, varia
     """For the best drift and for any other gains, on any paths; log Z is zero."""
     process, tilt = setting(steps, variance, narrow)
     states = torch.randn(20, steps, generator=generator(2), dtype=torch.float64)
-    best = diffusion.MixtureDrift(process, tilt.posterior)
+    best = drifts.MixtureDrift(process, tilt.posterior)
     gains = 1 / (1 + narrowing(steps, variance, narrow))
     other = torch.rand(steps, generator=generator(3), dtype=torch.float64)
     for drift, means in ((best, gains), (linear(process, other), other)):
@@ -183,7 +179,7 @@ def test_the_log_weight_of_a_path_is_the_log_ratio_of_two_gaussians(steps, varia
 def test_at_the_best_drift_the_residual_and_its_gradient_keep_their_variance(steps, variance, narrow):
     """The residual is a quadratic form; the gradient is along a push, with four points of Gauss and Hermite a step."""
     process, tilt = setting(steps, variance, narrow)
-    y, best = narrowing(steps, variance, narrow), diffusion.MixtureDrift(process, tilt.posterior)
+    y, best = narrowing(steps, variance, narrow), drifts.MixtureDrift(process, tilt.posterior)
     hessian = curvature(lambda path: log_weight(process, tilt, best, path[None])[0], steps)
     covariance = precision(1 / (1 + y), variance / steps).inverse()
     spread = 0.5 * torch.trace(hessian @ covariance @ hessian @ covariance)
@@ -264,10 +260,8 @@ def test_the_gap_and_the_variance_fall_like_one_over_the_number_of_steps(varianc
 @pytest.fixture
 def study(monkeypatch):
     """The study's module, which scores few paths at once."""
-    monkeypatch.syspath_prepend(ROOT / "experiments")
-    module = importlib.import_module("step_gap")
-    monkeypatch.setattr(module, "AT_ONCE", 300)
-    return module
+    monkeypatch.setattr(step_gap, "AT_ONCE", 300)
+    return step_gap
 
 
 def test_the_study_measures_the_gap_of_a_single_gaussian(study):

@@ -14,12 +14,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
-
-if TYPE_CHECKING:
-    from companion.training import History
 
 #: The version of the format. 1 had one flat list of settings; experiments/migrations says how 2 was made of it.
 SCHEMA = 2
@@ -126,27 +123,24 @@ def write(
     provenance: Mapping[str, Any],
     measures: Mapping[str, Any],
     *,
-    history: "History | None" = None,
+    steps: Mapping[str, np.ndarray] | None = None,
+    evaluations: Mapping[str, np.ndarray] | None = None,
+    diverged_at: int | None = None,
     arrays: Mapping[str, np.ndarray] | None = None,
     where: Path | None = None,
 ) -> Path:
     """Write a record under its configuration's ``"name"``, whole or not at all, and return its path.
 
-    Measures and history are kept to seven digits, which is all that float32 gives; what is not finite becomes null. Of
-    the history's steps the first ten are kept, then every twenty-fifth. ``arrays`` go into an npz file, no pickles.
-    ``where`` is the folder of results, that of :func:`folder` by default.
+    The parts are those of a :class:`Run`; ``steps`` has every iteration, of which the first ten are kept, then every
+    twenty-fifth. Numbers are kept to seven digits, which is all that float32 gives; what is not finite becomes null.
+    ``arrays`` go into an npz file, no pickles. ``where`` is the folder of results, that of :func:`folder` by default.
     """
     path = (where or folder()) / study / f"{configuration['name']}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     if arrays:
         write_whole(path.with_suffix(".npz"), lambda file: np.savez_compressed(file, **arrays))  # type: ignore[arg-type]
-    steps, evaluations = (history.steps, history.evaluations) if history else ({}, {})
-    kept = {
-        "diverged_at": history.diverged_at if history else None,
-        "steps": _thinned(steps),
-        "evaluations": _numbers(evaluations),
-    }
-    parts = (SCHEMA, study, configuration, provenance, _numbers(measures), kept)
+    history = {"diverged_at": diverged_at, "steps": _thinned(steps or {}), "evaluations": _numbers(evaluations or {})}
+    parts = (SCHEMA, study, configuration, provenance, _numbers(measures), history)
     # Each part on a line of its own: a diff shows what changes between two runs.
     lines = (f'"{key}":{json.dumps(part, separators=(",", ":"))}' for key, part in zip(_KEYS, parts, strict=True))
     text = "{\n" + ",\n".join(lines) + "}\n"
