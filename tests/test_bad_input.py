@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
-from helpers import tensor
+from inputs import tensor
 
 from companion import reinforce, rtb, trust_pcl
 

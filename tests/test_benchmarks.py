@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import generator
+from inputs import generator
 
 from benchmarks import bound, growth, page, parts, record, run, step
 from benchmarks.worker import Size, parser, peak_memory, serve

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from helpers import generator
+from inputs import generator
 from trainables import ALPHA, PROBLEM, Watched, assert_equal, continuous, tabular, train, weights_of
 
 from companion import mdp, samplers, training

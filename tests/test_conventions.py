@@ -8,7 +8,7 @@ half mean squares.
 import numpy as np
 import pytest
 import torch
-from helpers import assert_agree, generator
+from inputs import assert_agree, generator
 
 from companion import reinforce, rtb, trust_pcl
 

@@ -4,17 +4,12 @@ import math
 
 import pytest
 import torch
-from helpers import tensor
+from inputs import generator, tensor
 
 from companion import metrics, targets
 from companion.samplers import diffusion, drifts, networks
 
 PROCESS = diffusion.Process(steps=4, variance=2.0, dim=2)
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    """A seeded generator."""
-    return torch.Generator().manual_seed(seed)
 
 
 def linear(states, times):
@@ -127,11 +122,11 @@ def good_states():
         (lambda: diffusion.Process(steps=2.5), "steps is 2.5"),
         (lambda: diffusion.Process(variance=-1.0), "variance is -1.0"),
         (lambda: diffusion.Process(dim=True), "dim is True"),
-        (lambda: diffusion.rollout(PROCESS, linear, 0, generator()), "n is 0"),
+        (lambda: diffusion.rollout(PROCESS, linear, 0, generator(0)), "n is 0"),
         (lambda: diffusion.rollout(PROCESS, linear, 3, None), "generator is None"),
-        (lambda: diffusion.rollout(PROCESS, linear, 3, generator(), extra_std=-0.1), "extra_std is -0.1"),
-        (lambda: diffusion.rollout(PROCESS, lambda s, t: s[:, :1], 3, generator()), "The drift is (3, 1)"),
-        (lambda: diffusion.rollout(PROCESS, lambda s, t: s / 0, 3, generator()), "infinite or NaN"),
+        (lambda: diffusion.rollout(PROCESS, linear, 3, generator(0), extra_std=-0.1), "extra_std is -0.1"),
+        (lambda: diffusion.rollout(PROCESS, lambda s, t: s[:, :1], 3, generator(0)), "The drift is (3, 1)"),
+        (lambda: diffusion.rollout(PROCESS, lambda s, t: s / 0, 3, generator(0)), "infinite or NaN"),
         (lambda: diffusion.log_prob(PROCESS, linear, good_states()[:, 1:]), "states is (3, 4, 2)"),
         (lambda: diffusion.log_prob(PROCESS, linear, good_states()[0]), "states is (5, 2)"),
         (lambda: diffusion.log_prob(PROCESS, linear, None), "states is NoneType"),

@@ -12,7 +12,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-from helpers import generator
+from inputs import generator
 
 from companion import records, targets
 from companion.samplers import diffusion, drifts

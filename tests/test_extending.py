@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from helpers import generator
+from inputs import generator
 from toys.coin import Coin, Fairer
 from toys.forward_kl import WeightedLikelihood
 from trainables import Watched, assert_equal, tabular, train, weights_of

@@ -3,7 +3,7 @@
 import pytest
 import sympy
 import torch
-from helpers import assert_agree, generator, parameter
+from inputs import assert_agree, generator, parameter
 
 from companion import rtb, symbolic, trust_pcl
 from companion.symbolic import T

@@ -11,22 +11,10 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from helpers import (
-    PROPERTY,
-    Batch,
-    assert_agree,
-    batches,
-    generator,
-    listed_paths,
-    log_sum_exp,
-    padded,
-    random_graph,
-    random_policy,
-    summed,
-    tensor,
-)
 from hypothesis import given
 from hypothesis import strategies as st
+from inputs import PROPERTY, Batch, assert_agree, batches, generator, random_graph, tensor
+from oracles import listed_paths, log_sum_exp, padded, random_policy, summed
 
 from companion import mdp, reinforce, rtb, trust_pcl
 

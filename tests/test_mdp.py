@@ -9,22 +9,10 @@ from itertools import product
 
 import pytest
 import torch
-from helpers_mdp import (
-    EPS,
-    agree,
-    edges_from,
-    list_paths,
-    path_totals,
-    policy_value,
-    problems,
-    random_dag,
-    random_policy,
-    seeded,
-    soft_value,
-    solve_equations,
-)
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from inputs import EPS, agree, generator, problems, random_dag
+from oracles import edges_from, listed_paths, path_totals, policy_value, random_policy, soft_value, solve_equations
 from torch.distributions import Categorical, kl_divergence
 
 from companion import mdp, rtb, trust_pcl
@@ -211,14 +199,14 @@ def test_the_solution_is_worth_its_values_and_beats_other_policies(lam, eta, gam
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(states=st.integers(3, 11), seed=st.integers(0, 10**6), alpha=st.sampled_from([1e-2, 0.3, 1.0, 7.0, 1e2]))
 def test_any_random_graph_agrees_with_recursion(states, seed, alpha):
-    generator = seeded(seed)
-    problem = mdp.randomise(random_dag(states, generator), generator)
-    rewards = problem.rewards.masked_fill(torch.rand(len(problem.rewards), generator=generator) < 0.2, -math.inf)
+    draws = generator(seed)
+    problem = mdp.randomise(random_dag(states, draws), draws)
+    rewards = problem.rewards.masked_fill(torch.rand(len(problem.rewards), generator=draws) < 0.2, -math.inf)
     problem = problem.with_rewards(rewards)
     solution = mdp.solve(problem, kl_weight=alpha)
     assert agree(solution.values, exact_values(problem, alpha), scale=20 * (1 + alpha))
     paths = mdp.enumerate_paths(problem)
-    assert sorted(map(real_edges, paths.edges.tolist())) == sorted(list_paths(problem))
+    assert sorted(map(real_edges, paths.edges.tolist())) == sorted(listed_paths(problem))
     total = torch.logsumexp(paths.log_prob(solution.log_policy), dim=0)
     assert agree(total, torch.tensor(0.0), scale=100 * (1 + 1 / alpha))
 
@@ -231,7 +219,7 @@ def real_edges(row: list[int]) -> tuple[int, ...]:
 
 
 def test_random_graphs_have_paths_of_unequal_length():
-    lengths = {len(path) for path in list_paths(random_dag(10, seeded(15)))}
+    lengths = {len(path) for path in listed_paths(random_dag(10, generator(15)))}
     assert len(lengths) >= 3
 
 
@@ -239,8 +227,8 @@ def test_random_graphs_have_paths_of_unequal_length():
 def test_enumeration_lists_every_path_once(shape):
     problem = problems(16)[shape]
     paths = mdp.enumerate_paths(problem)
-    assert sorted(map(real_edges, paths.edges.tolist())) == sorted(list_paths(problem))
-    assert len(paths) == mdp.count_paths(problem) == len(list_paths(problem))
+    assert sorted(map(real_edges, paths.edges.tolist())) == sorted(listed_paths(problem))
+    assert len(paths) == mdp.count_paths(problem) == len(listed_paths(problem))
     assert bool(problem.terminal[paths.ends].all())
     for row, visited in zip(paths.edges.tolist(), paths.states.tolist(), strict=True):
         walk = [0] + [int(problem.target[edge]) for edge in real_edges(row)]
@@ -252,7 +240,7 @@ def test_path_counts_and_visits_agree_with_the_list_of_paths(shape):
     problem = problems(17)[shape]
     log_pi = random_policy(problem, 18)
     counts, visits = [1] + [0] * (problem.n_states - 1), [1.0] + [0.0] * (problem.n_states - 1)
-    prefixes = {path[: i + 1] for path in list_paths(problem) for i in range(len(path))}
+    prefixes = {path[: i + 1] for path in listed_paths(problem) for i in range(len(path))}
     for prefix in prefixes:
         end = int(problem.target[prefix[-1]])
         counts[end] += 1
@@ -268,7 +256,7 @@ def test_marginals_and_expectations_agree_with_the_list_of_paths(shape):
     paths = mdp.enumerate_paths(problem)
     mass = dict.fromkeys(problem.terminals.tolist(), 0.0)
     mean = 0.0
-    for path in list_paths(problem):
+    for path in listed_paths(problem):
         probability = math.exp(sum(float(log_pi[edge]) for edge in path))
         mass[int(problem.target[path[-1]])] += probability
         mean += probability * sum(float(problem.rewards[edge]) for edge in path)
@@ -285,8 +273,8 @@ def test_draws_follow_the_law_and_repeat_with_the_seed():
     problem = problems(21)["dag"]
     paths = mdp.enumerate_paths(problem)
     law = paths.log_prob(random_policy(problem, 22))
-    drawn = mdp.draw(paths, law, 20_000, seeded(23))
-    again = mdp.draw(paths, law, 20_000, seeded(23))
+    drawn = mdp.draw(paths, law, 20_000, generator(23))
+    again = mdp.draw(paths, law, 20_000, generator(23))
     assert torch.equal(drawn.edges, again.edges) and torch.equal(drawn.states, again.states)
     number = {tuple(row): i for i, row in enumerate(paths.edges.tolist())}
     counts = torch.bincount(torch.tensor([number[tuple(row)] for row in drawn.edges.tolist()]), minlength=len(paths))
@@ -298,11 +286,11 @@ def test_draws_follow_the_law_and_repeat_with_the_seed():
 def test_a_path_of_probability_zero_is_never_drawn():
     paths = mdp.enumerate_paths(three_paths())
     law = paths.log_prob(logs(1, 0, 1 / 3, 2 / 3))
-    assert 2 not in mdp.draw(paths, law, 500, seeded(24)).ends.tolist()
+    assert 2 not in mdp.draw(paths, law, 500, generator(24)).ends.tolist()
 
 
 def test_solving_and_listing_three_to_the_tenth_paths_agree():
-    problem = mdp.randomise(mdp.tree(3, 10), seeded(25))
+    problem = mdp.randomise(mdp.tree(3, 10), generator(25))
     paths = mdp.enumerate_paths(problem)
     assert len(paths) == mdp.count_paths(problem) == 3**10
     assert paths.edges.shape == (3**10, 10)
@@ -320,9 +308,9 @@ def test_with_log_reward_puts_the_reward_on_the_edges_that_enter_each_end():
 
 
 def test_randomising_repeats_with_the_seed_and_scales_its_rewards():
-    one, two = (mdp.randomise(mdp.tree(2, 3), seeded(26), reward_scale=scale) for scale in (1.0, 3.0))
+    one, two = (mdp.randomise(mdp.tree(2, 3), generator(26), reward_scale=scale) for scale in (1.0, 3.0))
     assert torch.equal(one.log_ref, two.log_ref) and agree(3 * one.rewards, two.rewards)
-    assert float(mdp.randomise(mdp.tree(2, 3), seeded(26), reward_scale=0).rewards.abs().max()) == 0
+    assert float(mdp.randomise(mdp.tree(2, 3), generator(26), reward_scale=0).rewards.abs().max()) == 0
     assert one.rewards.std() > 0.1
 
 
@@ -398,7 +386,7 @@ def test_nothing_is_drawn_from_global_state(bad):
 def test_gradients_flow_through_log_softmax_per_step_and_expectation():
     problem = problems(27)["dag"]
     paths = mdp.enumerate_paths(problem)
-    logits = torch.randn(len(problem.source), generator=seeded(28), dtype=torch.float64, requires_grad=True)
+    logits = torch.randn(len(problem.source), generator=generator(28), dtype=torch.float64, requires_grad=True)
 
     def mean_return(logits):
         log_pi = mdp.log_softmax(problem, logits)
@@ -414,7 +402,7 @@ def test_gradients_flow_through_log_softmax_per_step_and_expectation():
 
 def test_log_softmax_is_that_of_torch_in_each_state_even_for_huge_logits():
     problem = problems(29)["tree"]
-    logits = 1e4 * torch.randn(len(problem.source), generator=seeded(30), dtype=torch.float64)
+    logits = 1e4 * torch.randn(len(problem.source), generator=generator(30), dtype=torch.float64)
     expected = torch.log_softmax(logits.reshape(-1, 3), dim=1).reshape(-1)
     assert agree(mdp.log_softmax(problem, logits), expected)
 
@@ -483,7 +471,7 @@ BAD = {
     "true steps": (lambda: mdp.lattice(True), "steps is True; expected a positive integer"),
     "no lattice": (lambda: mdp.lattice(-1), "steps is -1; expected a positive integer"),
     "negative scale": (
-        lambda: mdp.randomise(one_step(), seeded(0), reward_scale=-1.0),
+        lambda: mdp.randomise(one_step(), generator(0), reward_scale=-1.0),
         "reward_scale is -1.0",
     ),
     "negative KL weight": (lambda: mdp.solve(one_step(), kl_weight=-1.0), "kl_weight is -1.0"),
@@ -559,7 +547,7 @@ BAD = {
         "log_prob sums to probability 0.9; expected 1",
     ),
     "draws from an unnormalised law": (
-        lambda: mdp.draw(two_paths(), logs(0.5, 0.4), 5, seeded(0)),
+        lambda: mdp.draw(two_paths(), logs(0.5, 0.4), 5, generator(0)),
         "log_behaviour sums to probability 0.9; expected 1",
     ),
     "no paths at all": (lambda: mdp.enumerate_paths(one_step(), limit=0), "limit is 0; expected a positive integer"),
@@ -573,11 +561,11 @@ BAD = {
     "NaN logits": (lambda: mdp.log_softmax(one_step(), ZERO * math.nan), r"logits hold NaN or \+inf"),
     "infinite logits": (lambda: mdp.log_softmax(one_step(), ZERO + math.inf), r"logits hold NaN or \+inf"),
     "nothing drawn": (
-        lambda: mdp.draw(two_paths(), HALF, 0, seeded(0)),
+        lambda: mdp.draw(two_paths(), HALF, 0, generator(0)),
         "n is 0; expected a positive integer",
     ),
     "draws of wrong shape": (
-        lambda: mdp.draw(two_paths(), logs(1), 5, seeded(0)),
+        lambda: mdp.draw(two_paths(), logs(1), 5, generator(0)),
         r"log_behaviour has shape \(1,\)",
     ),
 }
@@ -608,7 +596,7 @@ def test_log_softmax_refuses_logits_of_wrong_shape():
 @pytest.mark.parametrize("alpha", [0.3, 1.0, 4.0])
 def test_gibbs_variational_principle(n, alpha):
     problem = mdp.tree(n, 1)
-    q = torch.randn(n, generator=seeded(40 + n), dtype=torch.float64)
+    q = torch.randn(n, generator=generator(40 + n), dtype=torch.float64)
     log_ref = random_policy(problem, 41)
     log_pi = random_policy(problem, 42)
     value = mdp.evaluate(problem.with_reference(log_ref).with_rewards(q), log_pi, kl_weight=alpha)[0]
@@ -667,14 +655,14 @@ def posterior(problem, alpha):
 @pytest.mark.parametrize("alpha", [0.3, 2.5])
 def test_the_soft_value_is_log_z_and_the_marginal_is_the_posterior(shape, alpha):
     problem = problems(45)[shape]
-    log_r = torch.randn(len(problem.terminals), generator=seeded(46), dtype=torch.float64)
+    log_r = torch.randn(len(problem.terminals), generator=generator(46), dtype=torch.float64)
     problem = problem.with_log_reward(log_r)
     solution = mdp.solve(problem, kl_weight=alpha)
     paths, _, log_z = posterior(problem, alpha)
     assert agree(solution.values[0], alpha * log_z, scale=20)
     # p_ref(x) r(x)^beta / Z, with p_ref(x) added up path by path in Python.
     prior = dict.fromkeys(problem.terminals.tolist(), 0.0)
-    for path in list_paths(problem):
+    for path in listed_paths(problem):
         prior[int(problem.target[path[-1]])] += math.exp(sum(float(problem.log_ref[e]) for e in path))
     expected = torch.tensor(list(prior.values()), dtype=torch.float64) * (log_r / alpha).exp() / log_z.exp()
     assert agree(mdp.visit_log_prob(problem, solution.log_policy)[problem.terminals].exp(), expected)
@@ -697,16 +685,16 @@ def test_the_regularised_return_is_the_soft_value_less_a_reverse_kl(shape, alpha
 
 def shaped(problem, seed):
     """Return the problem with rewards shaped by a random potential, zero at the root and at the ends."""
-    potential = torch.randn(problem.n_states, generator=seeded(seed), dtype=torch.float64)
+    potential = torch.randn(problem.n_states, generator=generator(seed), dtype=torch.float64)
     potential[0], potential[problem.terminals] = 0, 0
     return problem.with_rewards(problem.rewards + potential[problem.target] - potential[problem.source])
 
 
 def split(problem, log_r, seed):
     """Return a tree whose every path earns log r(x) in random parts, the last edge paying what is left."""
-    parts = torch.randn(len(problem.source), generator=seeded(seed), dtype=torch.float64)
+    parts = torch.randn(len(problem.source), generator=generator(seed), dtype=torch.float64)
     ends = dict(zip(problem.terminals.tolist(), log_r.tolist(), strict=True))
-    for path in list_paths(problem):
+    for path in listed_paths(problem):
         rest = sum(float(parts[edge]) for edge in path[:-1])
         parts[path[-1]] = ends[int(problem.target[path[-1]])] - rest
     return problem.with_rewards(parts)
@@ -717,7 +705,7 @@ def split(problem, log_r, seed):
 def test_only_the_total_return_matters_to_the_full_path(shape):
     alpha = 0.6
     problem = problems(49)["tree" if shape == "split" else shape]
-    log_r = torch.randn(len(problem.terminals), generator=seeded(50), dtype=torch.float64)
+    log_r = torch.randn(len(problem.terminals), generator=generator(50), dtype=torch.float64)
     plain = problem.with_log_reward(log_r)
     other = split(plain, log_r, 51) if shape == "split" else shaped(plain, 51)
     assert float((plain.rewards - other.rewards).abs().max()) > 0.1
@@ -760,7 +748,7 @@ def test_every_transition_is_consistent_at_the_optimum_and_at_nothing_else(shape
         moved = solution.values.clone()
         moved[state] += 0.1
         assert float(one_step_residuals(problem, solution.log_policy, moved, kl_weight=alpha).abs().max()) > 1e-3
-        noise = torch.randn(len(problem.source), generator=seeded(seed), dtype=torch.float64)
+        noise = torch.randn(len(problem.source), generator=generator(seed), dtype=torch.float64)
         other = mdp.log_softmax(problem, solution.log_policy + noise)
         for values in (solution.values, moved, mdp.evaluate(problem, other, kl_weight=alpha)):
             assert float(one_step_residuals(problem, other, values, kl_weight=alpha).abs().max()) > 1e-3
@@ -769,13 +757,13 @@ def test_every_transition_is_consistent_at_the_optimum_and_at_nothing_else(shape
 @pytest.mark.claim("P1")
 @pytest.mark.parametrize("seed", range(4))
 def test_solving_the_one_step_equations_from_any_start_leads_to_the_optimum(seed):
-    problem = mdp.randomise(random_dag(7, seeded(54)), seeded(55))
+    problem = mdp.randomise(random_dag(7, generator(54)), generator(55))
     edges = len(problem.source)
 
     def residuals(x):
         return one_step_residuals(problem, mdp.log_softmax(problem, x[:edges]), x[edges:], kl_weight=0.8)
 
-    start = 2 * torch.randn(edges + problem.n_states, generator=seeded(seed), dtype=torch.float64)
+    start = 2 * torch.randn(edges + problem.n_states, generator=generator(seed), dtype=torch.float64)
     found = solve_equations(residuals, start)
     solution = mdp.solve(problem, kl_weight=0.8)
     # The equations are solved to 1e-13; their condition costs a few digits.
@@ -842,13 +830,13 @@ def test_zero_full_path_loss_under_full_support_is_reached_by_the_posterior_alon
 @pytest.mark.parametrize("seed", range(3))
 def test_solving_the_full_path_equations_from_any_start_leads_to_the_posterior(seed):
     alpha = 0.8
-    problem = mdp.randomise(random_dag(7, seeded(61)), seeded(62))
+    problem = mdp.randomise(random_dag(7, generator(61)), generator(62))
     paths, log_best, log_z = posterior(problem, alpha)
 
     def residuals(x):
         return full_path_residuals(problem, paths, mdp.log_softmax(problem, x[:-1]), x[-1], alpha)
 
-    start = torch.randn(len(problem.source) + 1, generator=seeded(seed), dtype=torch.float64)
+    start = torch.randn(len(problem.source) + 1, generator=generator(seed), dtype=torch.float64)
     found = solve_equations(residuals, start)
     law = path_totals(problem, mdp.log_softmax(problem, found[:-1]), paths)
     assert float((law - log_best).abs().max()) < 1e-9
@@ -862,7 +850,7 @@ def test_rtb_is_trajectory_balance_with_the_backward_policy_of_the_prior(shape):
     problem = problems(63)[shape]
     paths = mdp.enumerate_paths(problem)
     log_pi = paths.per_step(random_policy(problem, 64))
-    log_r = torch.randn(len(paths), generator=seeded(65), dtype=torch.float64)
+    log_r = torch.randn(len(paths), generator=generator(65), dtype=torch.float64)
     log_visits = mdp.visit_log_prob(problem, problem.log_ref)
     log_back = log_visits[problem.source] + problem.log_ref - log_visits[problem.target]
     # A backward policy: over the parents of each state it sums to one.
@@ -880,9 +868,9 @@ def test_rtb_is_trajectory_balance_with_the_backward_policy_of_the_prior(shape):
 def test_kl_regularised_rl_needs_no_correction_and_maxent_rl_counts_paths(shape):
     alpha = 0.7
     problem = problems(66)[shape]
-    log_r = torch.randn(len(problem.terminals), generator=seeded(67), dtype=torch.float64)
+    log_r = torch.randn(len(problem.terminals), generator=generator(67), dtype=torch.float64)
     problem = problem.with_log_reward(log_r)
-    ends = [int(problem.target[path[-1]]) for path in list_paths(problem)]
+    ends = [int(problem.target[path[-1]]) for path in listed_paths(problem)]
     number = torch.tensor([ends.count(x) for x in problem.terminals.tolist()], dtype=torch.float64)
     paths, _, log_z = posterior(problem, alpha)
     prior = mdp.marginal(problem, paths, path_totals(problem, problem.log_ref, paths))

@@ -4,11 +4,12 @@ import math
 
 import pytest
 import torch
-from helpers_mdp import agree, list_paths, log_sum_exp, path_totals, random_dag, random_policy, seeded
+from inputs import agree, generator, random_dag
+from oracles import listed_paths, log_sum_exp, path_totals, random_policy
 
 from companion import mdp
 
-GRAPHS = {"small": mdp.small_graph, "dag": lambda: random_dag(10, seeded(1))}
+GRAPHS = {"small": mdp.small_graph, "dag": lambda: random_dag(10, generator(1))}
 
 
 def logs(*numbers: float) -> torch.Tensor:
@@ -31,7 +32,7 @@ def through_edges(problem: mdp.Problem, log_paths: torch.Tensor) -> torch.Tensor
 @pytest.mark.parametrize("graph", GRAPHS)
 @pytest.mark.parametrize("alpha", [0.4, 3.0])
 def test_the_gradient_of_the_value_is_how_often_the_best_policy_takes_each_edge(graph, alpha):
-    problem = mdp.randomise(GRAPHS[graph](), seeded(2))
+    problem = mdp.randomise(GRAPHS[graph](), generator(2))
     rewards, log_ref = problem.rewards.clone().requires_grad_(), problem.log_ref.clone().requires_grad_()
     value = mdp.solve(problem.with_rewards(rewards).with_reference(log_ref), kl_weight=alpha).values[0]
     by_reward, by_reference = torch.autograd.grad(value, (rewards, log_ref))
@@ -44,7 +45,7 @@ def test_the_gradient_of_the_value_is_how_often_the_best_policy_takes_each_edge(
 
 @pytest.mark.parametrize("graph", GRAPHS)
 def test_the_solution_is_differentiated_as_by_finite_differences(graph):
-    problem = mdp.randomise(GRAPHS[graph](), seeded(3))
+    problem = mdp.randomise(GRAPHS[graph](), generator(3))
 
     def solution(rewards):
         found = mdp.solve(problem.with_rewards(rewards), kl_weight=0.5, entropy_weight=0.3, gamma=0.9)
@@ -56,7 +57,7 @@ def test_the_solution_is_differentiated_as_by_finite_differences(graph):
 @pytest.mark.parametrize("graph", GRAPHS)
 def test_log_visits_are_differentiated_as_by_finite_differences(graph):
     problem = GRAPHS[graph]()
-    logits = torch.randn(len(problem.source), generator=seeded(9), dtype=torch.float64, requires_grad=True)
+    logits = torch.randn(len(problem.source), generator=generator(9), dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: mdp.visit_log_prob(problem, mdp.log_softmax(problem, x)), logits)
 
 
@@ -65,7 +66,7 @@ def test_log_visits_are_differentiated_as_by_finite_differences(graph):
 
 def test_the_running_example_has_ten_states_and_nine_paths_of_two_and_three_steps():
     problem = mdp.small_graph()
-    lengths = [len(path) for path in list_paths(problem)]
+    lengths = [len(path) for path in listed_paths(problem)]
     assert problem.n_states == 10 and mdp.count_paths(problem) == len(lengths) == 9
     assert sorted(lengths) == [2] + [3] * 8
     # 7 is reached by 0-1-4, 9 by 0-2-6, 0-3-6 and 0-3, the other five paths lead to 8.
@@ -84,15 +85,15 @@ def test_paths_are_counted_up_to_two_to_the_53_and_refused_beyond():
 @pytest.mark.parametrize("n", [1, 3, 7])
 def test_paths_are_drawn_with_replacement_however_few(n):
     paths = mdp.enumerate_paths(mdp.tree(3, 1))
-    assert mdp.draw(paths, logs(0, 1, 0), n, seeded(4)).ends.tolist() == [2] * n
+    assert mdp.draw(paths, logs(0, 1, 0), n, generator(4)).ends.tolist() == [2] * n
 
 
 def test_a_random_policy_has_standard_normal_logits():
     problem = mdp.tree(3, 2)
-    logits = torch.randn(12, generator=seeded(5), dtype=torch.float64)
+    logits = torch.randn(12, generator=generator(5), dtype=torch.float64)
     by_hand = torch.log_softmax(logits.reshape(4, 3), dim=1).reshape(12)
-    assert agree(mdp.random_policy(problem, seeded(5)), by_hand)
-    assert agree(mdp.randomise(problem, seeded(5)).log_ref, by_hand)
+    assert agree(mdp.random_policy(problem, generator(5)), by_hand)
+    assert agree(mdp.randomise(problem, generator(5)).log_ref, by_hand)
 
 
 # Numbers that underflow, and digits that get lost.
@@ -109,11 +110,11 @@ def test_an_action_whose_probability_underflows_costs_nothing_even_where_its_rew
 
 @pytest.mark.parametrize("graph", GRAPHS)
 def test_log_visits_keep_their_digits_at_extreme_rewards_and_so_does_their_gradient(graph):
-    problem = mdp.randomise(GRAPHS[graph](), seeded(6), reward_scale=2000.0)
+    problem = mdp.randomise(GRAPHS[graph](), generator(6), reward_scale=2000.0)
     logits = mdp.solve(problem, kl_weight=0.5).log_policy.requires_grad_()
     log_policy = mdp.log_softmax(problem, logits)
     log_visits = mdp.visit_log_prob(problem, log_policy)
-    prefixes = {path[: i + 1] for path in list_paths(problem) for i in range(len(path))}
+    prefixes = {path[: i + 1] for path in listed_paths(problem) for i in range(len(path))}
     log_prob = {prefix: sum(log_policy[list(prefix)].tolist()) for prefix in prefixes}
     by_hand = [
         log_sum_exp([log_prob[prefix] for prefix in prefixes if int(problem.target[prefix[-1]]) == state])
@@ -168,7 +169,7 @@ def test_a_state_of_two_actions_is_held_to_its_own_tolerance_beside_one_of_ten_t
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_policy_normalised_in_its_own_dtype_is_accepted(dtype):
     wide = mdp.from_edges([(0, state) for state in range(1, 5001)], dtype=dtype)
-    log_policy = mdp.random_policy(wide, seeded(7))
+    log_policy = mdp.random_policy(wide, generator(7))
     assert log_policy.dtype == dtype
     log_visits = mdp.visit_log_prob(wide, log_policy)
     assert bool((log_visits[1:] - log_policy).abs().max() <= 4 * torch.finfo(dtype).eps * log_policy.abs().max())

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from helpers import generator, tensor
+from inputs import generator, tensor
 
 from companion import mdp, metrics, rtb, targets
 

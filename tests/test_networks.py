@@ -8,7 +8,7 @@ import weakref
 import numpy as np
 import pytest
 import torch
-from helpers import generator
+from inputs import generator
 from torch import Tensor
 
 from companion.samplers import diffusion, drifts, networks, tape

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers import generator, tensor
+from inputs import generator, tensor
 from trainables import ALPHA, PATHS, PROBLEM, SOLUTION, continuous, tabular, train, weights_of
 
 from companion import metrics, reinforce

@@ -9,8 +9,8 @@ from functools import cache
 
 import pytest
 import torch
-from helpers import PROPERTY, Batch, assert_agree, batches, generator, tensor
 from hypothesis import given
+from inputs import PROPERTY, Batch, assert_agree, batches, generator, tensor
 from torch import Tensor
 
 from companion import mdp, reinforce, rtb, trust_pcl

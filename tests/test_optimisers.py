@@ -11,8 +11,9 @@ from fractions import Fraction
 
 import pytest
 import torch
-from helpers import PROPERTY, assert_agree, batches, generator, random_policy, tensor
 from hypothesis import given
+from inputs import PROPERTY, assert_agree, batches, generator, tensor
+from oracles import random_policy
 
 from companion import mdp, optimisers, rtb, trust_pcl
 

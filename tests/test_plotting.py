@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-from helpers import generator, tensor
+from inputs import generator, tensor
 from matplotlib.figure import Figure
 
 from companion import mdp, plotting

@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-from helpers import assert_agree, tensor
+from inputs import assert_agree, tensor
 
 from companion import metrics, plotting, reinforce, targets
 from experiments import published_baseline as study

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from helpers import assert_agree, parameter, tensor
+from inputs import assert_agree, parameter, tensor
 
 from companion import reinforce
 

@@ -4,7 +4,8 @@ import math
 
 import pytest
 import torch
-from helpers import generator, listed_paths, padded, random_graph, random_policy, summed, tensor
+from inputs import generator, random_graph, tensor
+from oracles import listed_paths, padded, random_policy, summed
 
 from companion import mdp, metrics, samplers, targets
 from companion.samplers import EveryPath, Exploration, Fading, UniformMixture, diffusion, drifts, networks
@@ -214,7 +215,7 @@ def test_every_path_comes_once_with_a_uniform_law_spread_over_its_own_steps():
     """On a graph with paths of several lengths: as plain recursion lists them."""
     sampler, policy, paths, _ = tabular()
     batch = sampler.draw(len(paths), generator(0), EveryPath())
-    order = [paths.index([edge for edge in row if edge >= 0]) for row in sampler.paths.edges.tolist()]
+    order = [paths.index(tuple(edge for edge in row if edge >= 0)) for row in sampler.paths.edges.tolist()]
     assert sorted(order) == list(range(len(paths))) and len({len(path) for path in paths}) > 1
     listed = [paths[k] for k in order]
     assert batch.steps.tolist() == [len(path) for path in listed]

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from helpers import generator
+from inputs import generator
 
 from companion import statistics
 

@@ -6,8 +6,7 @@ import sys
 import pytest
 import sympy
 import torch
-from helpers import generator
-from helpers_mdp import agree
+from inputs import agree, generator
 from sympy import Sum, symbols
 
 from companion import rtb, symbolic, trust_pcl

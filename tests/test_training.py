@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers import generator
+from inputs import generator
 from test_objectives import KINDS, batch_of, learned_by
 from trainables import ALPHA, PROBLEM, Watched, assert_equal, continuous, tabular, train, weights_of
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import parameter, tensor
+from inputs import parameter, tensor
 
 from companion import trust_pcl
 

@@ -8,7 +8,7 @@ from fractions import Fraction
 
 import pytest
 import torch
-from helpers import assert_agree, generator, tensor
+from inputs import assert_agree, generator, tensor
 
 from companion import mdp, rtb, targets
 from companion.samplers import DiffusionSampler, diffusion, drifts

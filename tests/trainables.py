@@ -1,7 +1,7 @@
 """What the tests of training share: small samplers, a sampler that is watched, and a short run."""
 
 import torch
-from helpers import generator
+from inputs import generator
 
 from companion import mdp, samplers, targets, training
 from companion.objectives import VarGrad

@@ -1,6 +1,5 @@
-"""Inputs, sizes and plain-Python reference values that several test files share."""
+"""Inputs of the tests: generators, small tensors, batches of padded paths, random problems; and how results agree."""
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +11,7 @@ from companion import mdp
 
 #: Rounding allowed, in eps of the size of the terms: up to ten terms a path, each rounded a few times.
 ROUNDINGS = 16
+EPS = torch.finfo(torch.float64).eps
 
 
 def tensor(values, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -37,6 +37,16 @@ def assert_agree(ours, expected, size, dtype: torch.dtype = torch.float64, *, ro
     tolerance = roundings * torch.finfo(dtype).eps * size
     gap = (ours - expected).abs()
     assert bool((gap <= tolerance).all()), f"they differ by {gap.max():.3g}, beyond {tolerance.max():.3g}"
+
+
+def agree(left: torch.Tensor, right, *, scale: float = 1.0) -> bool:
+    """Whether a tensor and numbers agree to rounding, given the size of the terms; equal infinities agree."""
+    left, right = left.detach(), torch.as_tensor(right, dtype=torch.float64).detach()
+    assert left.shape == right.shape
+    gap = torch.where(left == right, 0.0, (left - right).abs())
+    finite = right[right.isfinite()]
+    size = scale + (float(finite.abs().max()) if len(finite.reshape(-1)) else 0.0)
+    return bool((gap <= 64 * EPS * size).all())
 
 
 @dataclass(frozen=True)
@@ -110,39 +120,16 @@ def random_graph(seed: int, *, states: int = 7) -> mdp.Problem:
     return mdp.randomise(mdp.from_edges(list(edges)), random)
 
 
-def random_policy(problem: mdp.Problem, seed: int) -> Tensor:
-    """Return a random normalised policy, ``[edges]``, nats."""
-    logits = torch.randn(len(problem.source), generator=generator(seed), dtype=torch.float64)
-    return mdp.log_softmax(problem, logits)
+def random_dag(states: int, draws: torch.Generator, *, density: float = 0.3) -> mdp.Problem:
+    """Return a random graph on that many states: each has a parent, edges are added, lengths vary."""
+    coin = torch.rand(states, states, generator=draws)
+    edges = {(int(coin[s, 0] * s), s) for s in range(1, states)}
+    edges |= {(s, t) for s in range(states // 2) for t in range(s + 1, states) if coin[s, t] < density}
+    return mdp.from_edges(sorted(edges | {(0, 1), (1, states - 1), (0, states - 1)}))
 
 
-def listed_paths(problem: mdp.Problem) -> list[list[int]]:
-    """List the paths as lists of edge numbers, by plain recursion."""
-    children: dict[int, list[int]] = {}
-    for edge, state in enumerate(problem.source.tolist()):
-        children.setdefault(state, []).append(edge)
-
-    def from_state(state: int) -> list[list[int]]:
-        if state not in children:
-            return [[]]
-        return [[edge, *rest] for edge in children[state] for rest in from_state(int(problem.target[edge]))]
-
-    return from_state(0)
-
-
-def summed(by_edge: Tensor, paths: list[list[int]]) -> list[float]:
-    """Return the sum of an ``[edges]`` quantity along each listed path."""
-    entries = by_edge.tolist()
-    return [math.fsum(entries[edge] for edge in path) for path in paths]
-
-
-def padded(by_edge: Tensor, paths: list[list[int]]) -> Tensor:
-    """Return an ``[edges]`` quantity along listed paths, ``[paths, steps]``, zero past each end."""
-    steps, entries = max(map(len, paths)), by_edge.tolist()
-    return tensor([[entries[edge] for edge in path] + [0.0] * (steps - len(path)) for path in paths])
-
-
-def log_sum_exp(terms: list[float]) -> float:
-    """Return the logarithm of a sum of exponentials, in plain Python."""
-    most = max(terms)
-    return most + math.log(math.fsum(math.exp(term - most) for term in terms))
+def problems(seed: int) -> dict[str, mdp.Problem]:
+    """Return one randomised problem of each shape."""
+    draws = generator(seed)
+    shapes = {"tree": mdp.tree(3, 3), "lattice": mdp.lattice(4), "dag": random_dag(10, draws)}
+    return {name: mdp.randomise(problem, draws) for name, problem in shapes.items()}

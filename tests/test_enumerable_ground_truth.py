@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import tensor
+from inputs import tensor
 
 from companion import mdp, reinforce, rtb, trust_pcl
 

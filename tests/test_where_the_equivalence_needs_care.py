@@ -4,7 +4,8 @@ import math
 
 import pytest
 import torch
-from helpers import assert_agree, generator, random_graph, random_policy, tensor
+from inputs import assert_agree, generator, random_graph, tensor
+from oracles import random_policy
 
 from companion import mdp, reinforce, rtb, symbolic, trust_pcl
 

@@ -1,37 +1,17 @@
-"""Independent oracles for the exact solver: plain Python, recursion, math.exp, math.log; random problems."""
+"""Independent oracles for exact answers: plain Python, recursion, math.exp, math.log; no function of the package."""
 
 import math
 
 import torch
+from inputs import generator, tensor
+from torch import Tensor
 
 from companion import mdp
 
-EPS = torch.finfo(torch.float64).eps
 
-
-def seeded(seed: int) -> torch.Generator:
-    """Return a generator of its own for one test."""
-    return torch.Generator().manual_seed(seed)
-
-
-def random_dag(states: int, generator: torch.Generator, *, density: float = 0.3) -> mdp.Problem:
-    """Return a random graph on that many states: each has a parent, edges are added, lengths vary."""
-    coin = torch.rand(states, states, generator=generator)
-    edges = {(int(coin[s, 0] * s), s) for s in range(1, states)}
-    edges |= {(s, t) for s in range(states // 2) for t in range(s + 1, states) if coin[s, t] < density}
-    return mdp.from_edges(sorted(edges | {(0, 1), (1, states - 1), (0, states - 1)}))
-
-
-def problems(seed: int) -> dict[str, mdp.Problem]:
-    """Return one randomised problem of each shape."""
-    generator = seeded(seed)
-    shapes = {"tree": mdp.tree(3, 3), "lattice": mdp.lattice(4), "dag": random_dag(10, generator)}
-    return {name: mdp.randomise(problem, generator) for name, problem in shapes.items()}
-
-
-def random_policy(problem: mdp.Problem, seed: int) -> torch.Tensor:
+def random_policy(problem: mdp.Problem, seed: int) -> Tensor:
     """Return log-probabilities of a random policy, normalised here by hand, edge by edge."""
-    logits = torch.randn(len(problem.source), generator=seeded(seed), dtype=torch.float64).tolist()
+    logits = torch.randn(len(problem.source), generator=generator(seed), dtype=torch.float64).tolist()
     source = problem.source.tolist()
     total = {s: sum(math.exp(z) for z, at in zip(logits, source, strict=True) if at == s) for s in source}
     return torch.tensor([z - math.log(total[s]) for z, s in zip(logits, source, strict=True)], dtype=torch.float64)
@@ -43,10 +23,22 @@ def edges_from(problem: mdp.Problem, state: int) -> list[tuple[int, int]]:
     return [(edge, target) for edge, (source, target) in enumerate(pairs) if source == state]
 
 
-def list_paths(problem: mdp.Problem, state: int = 0) -> list[tuple[int, ...]]:
+def listed_paths(problem: mdp.Problem, state: int = 0) -> list[tuple[int, ...]]:
     """Return every path from a state as the tuple of its edges, by recursion."""
     out = edges_from(problem, state)
-    return [(e, *rest) for e, target in out for rest in list_paths(problem, target)] if out else [()]
+    return [(e, *rest) for e, target in out for rest in listed_paths(problem, target)] if out else [()]
+
+
+def summed(by_edge: Tensor, paths: list[tuple[int, ...]]) -> list[float]:
+    """Return the sum of an ``[edges]`` quantity along each listed path."""
+    entries = by_edge.tolist()
+    return [math.fsum(entries[edge] for edge in path) for path in paths]
+
+
+def padded(by_edge: Tensor, paths: list[tuple[int, ...]]) -> Tensor:
+    """Return an ``[edges]`` quantity along listed paths, ``[paths, steps]``, zero past each end."""
+    steps, entries = max(map(len, paths)), by_edge.tolist()
+    return tensor([[entries[edge] for edge in path] + [0.0] * (steps - len(path)) for path in paths])
 
 
 def log_sum_exp(terms: list[float]) -> float:
@@ -68,7 +60,7 @@ def soft_value(problem: mdp.Problem, state: int, lam: float, eta: float = 0.0, g
 
 
 def policy_value(
-    problem: mdp.Problem, log_pi: torch.Tensor, state: int, lam: float, eta: float = 0.0, gamma: float = 1.0
+    problem: mdp.Problem, log_pi: Tensor, state: int, lam: float, eta: float = 0.0, gamma: float = 1.0
 ) -> float:
     """Return the regularised value of a policy by recursion, actions of probability zero left out."""
     total = 0.0
@@ -80,23 +72,13 @@ def policy_value(
     return total
 
 
-def path_totals(problem: mdp.Problem, by_edge: torch.Tensor, paths: mdp.Paths) -> torch.Tensor:
+def path_totals(problem: mdp.Problem, by_edge: Tensor, paths: mdp.Paths) -> Tensor:
     """Return the sum of a per-edge quantity along each of the paths, added up in Python."""
     by_edge = by_edge.tolist()
     return torch.tensor([sum(by_edge[e] for e in row if e >= 0) for row in paths.edges.tolist()], dtype=torch.float64)
 
 
-def agree(left: torch.Tensor, right, *, scale: float = 1.0) -> bool:
-    """Whether a tensor and numbers agree to rounding, given the size of the terms; equal infinities agree."""
-    left, right = left.detach(), torch.as_tensor(right, dtype=torch.float64).detach()
-    assert left.shape == right.shape
-    gap = torch.where(left == right, 0.0, (left - right).abs())
-    finite = right[right.isfinite()]
-    size = scale + (float(finite.abs().max()) if len(finite.reshape(-1)) else 0.0)
-    return bool((gap <= 64 * EPS * size).all())
-
-
-def solve_equations(residuals, start: torch.Tensor, *, steps: int = 200) -> torch.Tensor:
+def solve_equations(residuals, start: Tensor, *, steps: int = 200) -> Tensor:
     """Return a root of the equations found from a start by the method of Levenberg and Marquardt."""
     x, damping = start, 1.0
     for _ in range(steps):
