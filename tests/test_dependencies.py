@@ -16,6 +16,8 @@ from p.things import Thing, build as made
 
 SIZE = 2
 UNUSED = 3
+if UNUSED:
+    from p import far as farther
 
 
 def wrapped(g):
@@ -96,6 +98,7 @@ def test_a_change_of_a_function_or_of_what_it_uses_in_any_module_is_noticed(modu
         ("p.main", "  # a note", "\n    # and\n"),
         ("p.main", "UNUSED = 3", "UNUSED = 4"),
         ("p.main", "return UNUSED", "return -UNUSED"),
+        ("p.main", "far as farther", "near as farther"),
         ("p.main", "import far, near", "import far, near, things"),
         ("p.near", "OTHER = 2", "OTHER = 3"),
         ("p.far", "return 1", "return 2"),

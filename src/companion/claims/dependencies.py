@@ -76,8 +76,7 @@ def dependencies(sources: Mapping[str, str], start: Iterable[Statement]) -> list
 
 def _next(sources: Mapping[str, str], statement: Statement, taken: Dotted) -> Iterator[Step]:
     yield from _bindings(sources, statement.module, ("",))
-    if statement.origin:
-        yield from _resolve(sources, statement.origin + taken)
+    yield from _resolve(sources, statement.origin + taken)
     for use in statement.uses:
         # What a test's module does not bind may be a fixture.
         yield from _bindings(sources, statement.module, use) or _bindings(sources, "conftest", use)
