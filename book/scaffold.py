@@ -29,8 +29,8 @@ SECTION = """## The first section
 One plain sentence says what the next cell will show."""
 EXAMPLE = """problem = mdp.randomise(mdp.small_graph(), torch.Generator().manual_seed(1))
 assert mdp.solve(problem, kl_weight=0.7).values[0].isfinite()"""
-CLAIMS = """A claim has an entry in the registry, a numbered statement with its assumptions, an anchor, and a cell that checks it; \
-its deliberate errors stand with the mutants. CONTRIBUTING.md says how.
+CLAIMS = """A claim has an entry in the registry, a numbered statement with its assumptions, an anchor, and a cell that
+checks it; its deliberate errors stand with the mutants. CONTRIBUTING.md says how.
 
 ## Exercises"""
 EXERCISE = """```{{exercise}}

@@ -208,6 +208,7 @@ def test_the_size_of_terms_is_as_by_hand():
     # alpha = 2: 2 (5 + (1 + 2) + (3 + 4)) + |R| + 1, with R = (-6, 7) per step, or -6 in all.
     assert size_of_terms(log_pi, log_ref, numbers(-6, 7)[None], -5.0, alpha=2.0).tolist() == [44]
     assert size_of_terms(log_pi, log_ref, numbers(-6), numbers(-5), alpha=2.0).tolist() == [37]
+    assert size_of_terms(log_pi, log_ref, numbers(-6)).tolist() == [17]
 
 
 # The registry.

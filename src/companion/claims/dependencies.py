@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+#: A dotted name by its parts: ``("mdp", "solve")``.
 Dotted = tuple[str, ...]
 
 
