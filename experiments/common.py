@@ -81,9 +81,10 @@ def main(*names: str) -> None:
         tasks = importlib.import_module(f"experiments.{name}").TASKS
         waiting = [task for task in tasks if options.only in task["name"] and not is_done(name, task)]
         print(f"{name}: {len(waiting)} of {len(tasks)} runs to do")
-        # The code as it is when the runs are started: what is committed later has not produced them.
-        provenance = records.provenance(ROOT, ("src", "experiments"))
-        execute(name, waiting, provenance, options.workers, options.backend, options.scheduler)
+        if waiting:
+            # The code as it is when the runs are started: what is committed later has not produced them.
+            provenance = records.provenance(ROOT, ("src", "experiments"))
+            execute(name, waiting, provenance, options.workers, options.backend, options.scheduler)
 
 
 def execute(study, tasks, provenance, workers=1, backend="loky", scheduler=None, results=None) -> None:
