@@ -1,4 +1,4 @@
-"""Where the equivalence needs care: initial states that are drawn, discounts, paths never seen, zero rewards, and references that move."""
+"""Initial states that are drawn, discounts, paths never seen, zero rewards, and references that move."""
 
 import math
 
