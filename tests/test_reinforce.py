@@ -277,6 +277,7 @@ def grouped(loss=reinforce.kl_loss, *value, **options):
     return found, torch.autograd.grad(found, [*value, log_pi][0])[0]
 
 
+@pytest.mark.claim("O4")
 @pytest.mark.parametrize(
     ("options", "loss", "advantages"),
     [
@@ -300,6 +301,7 @@ def test_baselines_and_clipping_are_taken_within_each_group(options, loss, advan
     assert gradient.tolist() == [[-a / 8] * 2 for a in advantages]
 
 
+@pytest.mark.claim("O6")
 @pytest.mark.parametrize(
     ("weights", "power", "options"),
     [

@@ -108,6 +108,7 @@ GROUP = torch.tensor([9, -4, 9, -4, -4, 9, -4, -4])
 RATIOS = [[1.0], [5.0], [4.0], [7.0], [6.0], [-2.0], [2.0], [10.0]]
 
 
+@pytest.mark.claim("O4")
 @pytest.mark.parametrize("group", [GROUP, GROUP.int()])
 def test_vargrad_centres_within_each_group_and_averages_over_all_paths(group):
     """Group 9 has the mean (1 + 4 - 2) / 3 = 1, group -4 the mean (5 + 7 + 6 + 2 + 10) / 5 = 6."""
