@@ -85,7 +85,7 @@ def gaps(name, run):
     if not (replays and run.configuration["objective"]["type"] == "Reinforce"):
         columns.append("loss")
     stored = {column: run.steps[column][:AGAIN] for column in columns}
-    gap = {column: np.abs(steps[column] - kept).max() / np.abs(kept).max() for column, kept in stored.items()}
+    gap = {name: float(np.abs(steps[name] - kept).max() / np.abs(kept).max()) for name, kept in stored.items()}
     return gap, WITH_ANOTHER_PATH if replays else TOLERANCE
 
 
