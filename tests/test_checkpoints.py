@@ -6,10 +6,10 @@ import torch
 from inputs import generator
 from trainables import ALPHA, PROBLEM, Watched, assert_equal, continuous, tabular, train, weights_of
 
-from companion import mdp, samplers, training
+from companion import mdp, records, samplers, training
 from companion.objectives import RTB, Annealed, Reinforce, Scalar, TrustPCL, VarGrad
 from companion.samplers import Exploration, Fading, UniformMixture
-from companion.training import Linear, checkpoint
+from companion.training import Linear
 
 BETA = 1 / ALPHA
 
@@ -123,7 +123,7 @@ def test_a_checkpoint_is_whole_or_not_there(tmp_path, monkeypatch, step):
         run_on(Watched(make(), 4, RuntimeError("interrupted")), settings, generator(1), path)
     before = path.read_bytes()
     with monkeypatch.context() as patched:
-        patched.setattr(np if step == "savez" else checkpoint.os, step, fails)
+        patched.setattr(np if step == "savez" else records.os, step, fails)
         with pytest.raises(OSError, match="no space left"):
             run_on(Watched(make()), settings, generator(1), path)
     assert written == [2]  # the old checkpoint, and the new one beside it

@@ -1,7 +1,6 @@
 """Checkpoints: all that a run is made of, in one file of arrays without pickles, whole or not there at all."""
 
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from companion.records import write_whole
 from companion.training.history import History
 
 
@@ -39,7 +39,7 @@ class Run:
 
 
 def save(path: Path | str, run: Run, done: int) -> None:
-    """Write a run after ``done`` steps: beside its place, then moved there, so that it is whole or not there."""
+    """Write a run after ``done`` steps, whole or not at all."""
     arrays = {f"tensor/{j}": tensor.detach().cpu().numpy() for j, tensor in enumerate(run.tensors)}
     for j, state in run.optimiser.state_dict()["state"].items():
         arrays |= {f"optimiser/{j}/{name}": value.cpu().numpy() for name, value in state.items()}
@@ -47,14 +47,7 @@ def save(path: Path | str, run: Run, done: int) -> None:
         arrays |= {f"{table}/{name}": column for name, column in getattr(run.history, table).items()}
     about = {"label": run.label, "done": done, "seconds": run.seconds, "diverged_at": run.history.diverged_at}
     arrays |= {"generator": run.generator.get_state().numpy(), "about": np.array(json.dumps(about))}
-    path = Path(path)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(beside, "wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    write_whole(Path(path), lambda file: np.savez(file, allow_pickle=False, **arrays))
 
 
 def load(path: Path | str, run: Run) -> int:
