@@ -37,7 +37,11 @@ class Objective(Protocol):
 @storable
 @dataclass(frozen=True)
 class Scalar:
-    """One number for all paths, ``start`` at first."""
+    """One number for all paths.
+
+    Attributes:
+        start: the number at first.
+    """
 
     start: float = 0.0
 
@@ -53,7 +57,11 @@ class Scalar:
 @storable
 @dataclass(frozen=True)
 class Table:
-    """One number for each condition, ``start`` at first; a batch says by ``group``, from 0 on, which one a path has.
+    """One number for each condition; a batch says by ``group``, from 0 on, which one a path has.
+
+    Attributes:
+        conditions: how many there are.
+        start: each number at first.
 
     Raises ``ValueError`` for a batch without groups, or with one that the table does not have.
     """
@@ -87,6 +95,9 @@ class Table:
 class StateTable:
     """One number for each state of a tabular problem, zero at the end of a path and beyond: V(s) of sub-paths.
 
+    Attributes:
+        states: how many there are.
+
     Raises ``ValueError`` for a batch without integer states.
     """
 
@@ -115,6 +126,9 @@ class Network:
 
     ``[batch]`` where an objective asks for log Z, V(s_0) or a baseline, ``[batch, steps + 1]`` where it asks for V on
     sub-paths. It may share weights with the policy. It has no plain form: what is stored names no weights.
+
+    Attributes:
+        module: yours.
     """
 
     module: torch.nn.Module
@@ -129,6 +143,7 @@ class Network:
         return values
 
 
+#: Any of them.
 Learned = Scalar | Table | StateTable | Network
 
 

@@ -14,7 +14,7 @@ import sympy
 from sympy import Expr, IndexedBase, Sum, Symbol, symbols
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    import torch
 
 # fmt: off
 __all__ = [
@@ -131,7 +131,7 @@ def reduce(expression: Expr, given: Mapping[Expr, Expr] | None = None) -> Expr:
     return reduced
 
 
-def evaluate(expression: Expr, values: Mapping[Symbol | IndexedBase, object]) -> "Tensor":
+def evaluate(expression: Expr, values: Mapping[Symbol | IndexedBase, object]) -> "torch.Tensor":
     """Put numbers into an expression: a float64 tensor, ``[batch]`` where the values have a batch.
 
     ``values`` maps each free symbol to a Python number or a ``[batch]`` tensor, and each indexed base to a tensor whose
@@ -140,7 +140,7 @@ def evaluate(expression: Expr, values: Mapping[Symbol | IndexedBase, object]) ->
     """
     import torch
 
-    def tensor(value: object) -> "Tensor":
+    def tensor(value: object) -> "torch.Tensor":
         return torch.as_tensor(value, dtype=torch.float64)
 
     bases = {base.label for base in expression.atoms(IndexedBase)}

@@ -34,6 +34,7 @@ class DriftNetwork(torch.nn.Module):
     ``twenty-five-modes-to-nine``.
     """
 
+    #: Of the sines and cosines of time, ``[width]``.
     frequencies: Tensor
 
     def __init__(self, process: Process, generator: torch.Generator, *, width: int = 64) -> None:

@@ -19,7 +19,10 @@ from companion.validation import check_generator, check_number, check_positive_i
 @storable
 @dataclass(frozen=True)
 class UniformMixture:
-    """A behaviour: at each step, with probability ``epsilon``, a uniform action in place of the policy's.
+    """A behaviour: at each step, with some probability, a uniform action in place of the policy's.
+
+    Attributes:
+        epsilon: the probability; a number, or one that fades.
 
     Raises ``ValueError`` for an epsilon outside [0, 1].
     """

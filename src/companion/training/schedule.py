@@ -9,7 +9,11 @@ from companion.validation import check_number, check_positive_integers
 @storable
 @dataclass(frozen=True)
 class Linear:
-    """Rates that fall linearly to zero at the end of the run, from iteration ``since`` on."""
+    """Rates that fall linearly to zero at the end of the run.
+
+    Attributes:
+        since: iteration from which they fall.
+    """
 
     since: int = 0
 
@@ -24,7 +28,11 @@ class Linear:
 @storable
 @dataclass(frozen=True)
 class Exponential:
-    """Rates that fall by the same factor at each iteration, from ``since`` on, to ``to`` times their value at the end.
+    """Rates that fall by the same factor at each iteration.
+
+    Attributes:
+        to: factor that they have fallen by at the end.
+        since: iteration from which they fall.
 
     Raises ``ValueError`` unless ``to`` is in (0, 1].
     """
