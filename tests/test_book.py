@@ -379,6 +379,14 @@ def test_the_api_page_has_every_module():
     assert [name for name in missing if f"{name}." not in page] == []
 
 
+def test_the_map_of_the_code_has_every_module():
+    """But those inside packages that stand beside the code that trains."""
+    drawn = set(re.findall(r"\w+", (ROOT / "book/_static/map.svg").read_text()))
+    beside = ("companion.claims.", "companion.plotting.")
+    names = {name.split(".")[-1] for name in MODULES if not name.startswith(beside)}
+    assert names - drawn == set()
+
+
 def project_files() -> list[Path]:
     """Return the text files that are, or would be, committed."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
