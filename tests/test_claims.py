@@ -105,7 +105,7 @@ def test_sides_that_differ_by_a_sign_a_step_or_a_number_fail_and_show_what_is_le
 def test_a_difference_passes_up_to_the_tolerance_and_fails_just_beyond(dtype):
     eps, right = torch.finfo(dtype).eps, torch.ones(2, dtype=dtype)
     check_exact("K2", right + numbers(0, SLACK * eps).to(dtype), right, "inside", scale=1.0)
-    with pytest.raises(AssertionError, match="K2 fails: outside; the sides differ by up to .*, beyond the tolerance"):
+    with pytest.raises(AssertionError, match=r"K2 fails: outside; the sides differ by up to \S+e-\d+, beyond"):
         check_exact("K2", right + numbers(0, (SLACK + 1) * eps).to(dtype), right, "outside", scale=1.0)
 
 
@@ -130,9 +130,9 @@ def test_values_that_are_not_finite_never_agree(bad):
         check_exact("K2", numbers(bad, 1), numbers(bad, 1), "not finite", scale=1.0)
 
 
-@pytest.mark.parametrize("low, high", [(-0.021, 0.0), (0.0, 0.021), (-0.03, 0.03), (0.02, 0.02), (0.3, 0.4)])
+@pytest.mark.parametrize("low, high", [(-0.021, 0.0), (0.0, 0.021), (-0.03, 0.03), (-0.02, 0.0), (0.02, 0.02)])
 def test_an_interval_that_leaves_the_margin_fails(low, high):
-    """One end outside, both, on the very edge, or all of it."""
+    """One end outside, both, or one on the very edge."""
     with pytest.raises(AssertionError, match="X2 fails"):
         check_statistical("X2", low, high, "difference", within=(-0.02, 0.02), seeds=5)
 
@@ -188,9 +188,10 @@ FIVE = {"within": (-0.02, 0.02), "seeds": 5}
         (check_statistical, ("X2", 0.0, 0.01), FIVE | {"seeds": 1}, "two seeds"),
         (check_statistical, ("X2", 0.1, 0.0), FIVE, "interval"),
         (check_statistical, ("X2", 0.0, math.inf), FIVE, "interval"),
+        (check_statistical, ("X2", -math.inf, 0.0), FIVE, "interval"),
         (check_statistical, ("X2", math.nan, 0.01), FIVE, "interval"),
         (check_statistical, ("X2", 0.0, 0.01), FIVE | {"within": (-math.inf, math.inf)}, "margin"),
-        (check_statistical, ("X2", 0.0, 0.01), FIVE | {"within": (0.1, -0.1)}, "margin"),
+        (check_statistical, ("X2", 0.0, 0.01), FIVE | {"within": (0.1, 0.1)}, "margin"),
         (check_witness, ("R4", 1.0), {"above": 9e-7}, "expected at least 1e-6"),
         (check_witness, ("R4", 1.0), {"above": -1.0}, "expected at least 1e-6"),
         (check_witness, ("R4", 1.0), {"above": math.nan}, "expected at least 1e-6"),
@@ -309,6 +310,7 @@ def test_two_claims(x, given):
     assert oracle(x)
 
 @pytest.mark.claim("K1")
+@pytest.mark.slow
 def test_one_claim():
     pass
 
@@ -351,15 +353,16 @@ def change(root: Path, file: str, old: str, new: str) -> None:
 
 
 def write_chapter(root: Path, symbolic: dict, exact: dict) -> None:
-    """Write a notebook of K1's chapter, with a cell of set-up, magic included, and two that check K1."""
+    """Write a notebook of K1's chapter: a cell of set-up, magic included, two that check K1, and one that checks K2."""
     cells = [
         new_code_cell("try:\n    import companion\nexcept ModuleNotFoundError:\n    pass\n%pip list\n!ls"),
         new_markdown_cell("(check-k1-symbolic)=\nLook:"),
         symbolic,
         new_markdown_cell("No anchor here."),
         exact,
-        new_code_cell('print(check_exact)\ncheck("K1")\ncheck_exact(name, 1)'),
+        new_code_cell('print(check_exact)\ncheck("K1")\ncheck_exact(name, 1)\ncheck_exact("K2", 1)'),
     ]
+    cells[-1].outputs = [new_output("display_data", {"text/plain": "1"})]
     nbformat.write(new_notebook(cells=cells), root / PAGE)
 
 
@@ -370,11 +373,17 @@ def write_record(root: Path, killed) -> None:
     (root / mutants.RECORD).write_text(json.dumps({"K1": record}))
 
 
+def ran(root: Path) -> list[bool]:
+    """Return of every check of K1 whether it ran."""
+    return [check.executed for check in cell_checks(root) if check.claim == "K1"]
+
+
 def test_checks_are_found_in_cells_with_their_anchor_and_whether_they_ran(project):
     write_chapter(project, checking_cell("symbolic"), checking_cell("exact", executed=False))
     assert cell_checks(project) == [
         CellCheck("K1", "symbolic", "02-kl-regularised-rl.ipynb", 1, "check-k1-symbolic", True),
         CellCheck("K1", "exact", "02-kl-regularised-rl.ipynb", 2, "check-k1-symbolic", False),
+        CellCheck("K2", "exact", "02-kl-regularised-rl.ipynb", 3, None, False),
     ]
 
 
@@ -383,13 +392,6 @@ def test_magic_inside_a_block_does_not_hide_the_checks(project):
     cells = [new_code_cell(setup), checking_cell("exact")]
     nbformat.write(new_notebook(cells=cells), project / PAGE)
     assert [(check.claim, check.cell) for check in cell_checks(project)] == [("K1", 1)]
-
-
-def test_the_line_of_another_kind_does_not_count_as_run(project):
-    cell = checking_cell("exact")
-    cell.outputs[0]["text"] = LINES["symbolic"]
-    write_chapter(project, checking_cell("symbolic"), cell)
-    assert [check.executed for check in cell_checks(project)] == [True, False]
 
 
 def test_tests_are_found_by_their_marker_in_test_files_alone(project):
@@ -402,14 +404,13 @@ def test_tests_are_found_by_their_marker_in_test_files_alone(project):
     }
 
 
-def test_two_checks_of_one_kind_in_a_cell_ran_only_where_both_lines_were_printed(project):
-    twice, lines = checking_cell("exact"), LINES["exact"]
-    twice.source += "\n" + twice.source
-    write_chapter(project, checking_cell("symbolic"), twice)
-    assert [check.executed for check in cell_checks(project)] == [True, False, False]
-    twice.outputs = [new_output("stream", name="stdout", text=lines), new_output("stream", name="stdout", text=lines)]
-    write_chapter(project, checking_cell("symbolic"), twice)
-    assert [check.executed for check in cell_checks(project)] == [True, True, True]
+def test_a_check_ran_only_where_a_line_of_its_kind_was_printed_for_each_call(project):
+    cell = checking_cell("exact")
+    cell.source += "\n" + cell.source
+    for printed, expected in ((["symbolic"] * 2, False), (["exact"], False), (["exact", "exact"], True)):
+        cell.outputs = [new_output("stream", name="stdout", text=LINES[kind]) for kind in printed]
+        write_chapter(project, checking_cell("symbolic"), cell)
+        assert ran(project) == [True, expected, expected]
 
 
 @pytest.mark.parametrize(
@@ -429,10 +430,6 @@ def test_a_test_that_is_skipped_or_meant_to_fail_or_never_run_is_no_evidence(pro
     assert test_checks(project) == []
     (project / TESTS).write_text(mark + "def test_it():" + body)
     assert [check.test for check in test_checks(project)] == ["test_chapter.py::test_it"]
-
-
-def test_no_notebooks_and_no_tests_are_no_evidence(tmp_path):
-    assert cell_checks(tmp_path) == [] == test_checks(tmp_path)
 
 
 # The ledger.
@@ -475,20 +472,24 @@ def test_a_mutant_not_killed_or_killed_on_other_code_is_missing(project):
 def test_the_ledger_shows_every_claim_with_its_links_tests_and_mutants(project):
     change(project, PAGE, "No anchor here.", "(check-k1-exact)=\\nHere.")
     page = ledger.render(project)
+    entry = page.partition("(ledger-k1)=")[2].partition("(ledger-k2)=")[0]
     for claim in BOOK:
         assert page.count(f"\n(ledger-{claim.lower()})=\n### {claim}: {registry()[claim].title}\n") == 1
         assert f"| [{claim}](#ledger-{claim.lower()}) |" in page
-    assert "- symbolic: {ref}`symbolic check 1 <check-k1-symbolic>`\n" in page
-    assert "- exact: {ref}`exact check 1 <check-k1-exact>`\n" in page
-    assert "- tests: `test_chapter.py::test_two_claims`, `test_chapter.py::test_one_claim`" in page
+    assert "- symbolic: {ref}`symbolic check 1 <check-k1-symbolic>`\n" in entry
+    assert "- exact: {ref}`exact check 1 <check-k1-exact>`\n" in entry
+    assert "- tests: `test_chapter.py::test_two_claims`, `test_chapter.py::test_one_claim`" in entry
     killed = ", ".join(mutant.name for mutant in registry()["K1"].mutants)
-    assert f"- mutants killed, 2 of 2: {killed}" in page
-    assert "- statement: {prf:ref}`K1`; status: **proved**; all checks: `make claim ID=K1`" in page
+    assert f"- mutants killed, 2 of 2: {killed}" in entry
+    assert "- statement: {prf:ref}`K1`; status: **proved**; all checks: `make claim ID=K1`" in entry
     assert "\n## KL-regularised reinforcement learning\n\nSee {doc}`/notebooks/02-kl-regularised-rl`." in page
     assert "\n## Path consistency\n\nPlanned." in page
+    assert "| Prompts | exact, statistical | – | planned |" in page
+    assert "### X8: Digits\n\nTo be shown: On digits" in page and "- Evidence to come: exact, statistical\n" in page
 
 
 def test_the_ledger_of_a_project_without_chapters_is_all_planned(tmp_path):
+    assert cell_checks(tmp_path) == [] == test_checks(tmp_path)
     page = ledger.render(tmp_path)
     assert page.count("| planned |") == len(BOOK)
     assert "proved |" not in page and "{doc}" not in page
@@ -536,6 +537,16 @@ def test_the_digest_notices_the_mutant_itself_and_that_its_text_or_its_module_is
     plain = mutants.digest(project, mutant)
     change(project, SOLVER, mutant.old, "- 0")
     assert len(digests) == 4 and mutants.digest(project, mutant) != plain
+
+
+@pytest.mark.parametrize(("old", "held"), [("B =", "B"), ("2\nC", "BC"), ("2\nC = x + 3\nD", "BCD")])
+def test_the_digest_notices_the_statements_in_which_the_text_stands_and_not_their_neighbours(project, old, held):
+    text, module = "A = x + 1\nB = x + 2\nC = x + 3\nD = x + 4\n", project / "src/companion/small.py"
+    digests = []
+    for name in "?ABCD":
+        module.write_text(text.replace(f"{name} = x", f"{name} = y"))
+        digests.append(mutants.digest(project, Mutant("K1", "any", "small", old, "0")))
+    assert "".join(name for name, digest in zip("?ABCD", digests, strict=True) if digest != digests[0]) == held
 
 
 def test_a_finding_is_fresh_while_the_code_stands_and_both_turned_red(project):
