@@ -6,6 +6,7 @@ taken out of their entries.
 """
 
 import argparse
+import json
 import re
 import subprocess
 import sys
@@ -75,7 +76,7 @@ def registered(slug: str, title: str | None) -> tuple[Path, str]:
     number = 1 + max(int(path.stem[:2]) for path in REGISTRY.glob("??-*.toml"))
     title = title or slug.replace("-", " ").capitalize()
     path = REGISTRY / f"{number:02d}-{slug}.toml"
-    path.write_text(f'title = "{title}"\n')
+    path.write_text(f"title = {json.dumps(title, ensure_ascii=False)}\n")
     return path, title
 
 

@@ -11,6 +11,13 @@ from pathlib import Path
 
 #: The tests of the pure losses, which carry the argument.
 ALWAYS = {"test_rtb.py", "test_trust_pcl.py", "test_reinforce.py", "test_identities.py", "test_import_rule.py"}
+#: Files that no test imports, and the tests that are about them; conftest.py is about all.
+ABOUT = {
+    "src/companion/validation.py": {"test_bad_input.py"},
+    "src/companion/__init__.py": {"test_light_imports.py"},
+    "book/scaffold.py": {"test_scaffold.py"},
+    "experiments/margins.json": {"test_records.py"},
+}
 
 
 def changed_files(root: Path) -> list[str]:
@@ -23,9 +30,11 @@ def tests_to_run(root: Path, files: Iterable[str]) -> set[str]:
     """Return the names of the test files that these changed files ask for."""
     files = list(files)
     modules = {module for file in files if (module := _module(file))}
-    helpers = {Path(file).stem for file in files if Path(file).parts[:1] == ("tests",)}
+    ours = [Path(file).relative_to("tests") for file in files if file.startswith("tests/") and file.endswith(".py")]
+    helpers = {".".join(path.with_suffix("").parts) for path in ours}
     tests = {path.name: path.read_text() for path in sorted((root / "tests").glob("*.py"))}
-    chosen = {name for name in tests if name in ALWAYS or Path(name).stem in helpers}
+    about = set().union(*(ABOUT.get(file, set()) for file in files)) & set(tests)
+    chosen = {name for name in tests if name in ALWAYS | about or Path(name).stem in helpers or "conftest" in helpers}
     for name in tests:
         if any(_within(imported, modules | helpers) for imported in _imported(name, tests)):
             chosen.add(name)

@@ -18,6 +18,8 @@ def project(tmp_path):
         "test_mdp.py": "from companion import mdp\nfrom inputs import x\n",
         "test_runs.py": "from companion.samplers.diffusion import Process\nimport experiments.common\n",
         "inputs.py": "from companion import targets\n",
+        "test_toys.py": "from toys.coin import Coin\n",
+        "test_bad_input.py": "",
     }
     for name, text in files.items():
         (tmp_path / "tests" / name).write_text(text)
@@ -36,6 +38,9 @@ def project(tmp_path):
         ("tests/inputs.py", {"test_mdp.py"}),
         ("tests/test_runs.py", {"test_runs.py"}),
         ("notebooks/01-x.ipynb", set()),
+        ("tests/toys/coin.py", {"test_toys.py"}),
+        ("src/companion/validation.py", {"test_bad_input.py"}),
+        ("tests/conftest.py", {"test_mdp.py", "test_runs.py", "test_toys.py", "test_bad_input.py"}),
     ],
 )
 def test_a_change_asks_for_the_tests_that_import_it_and_those_of_the_losses(project, file, expected):

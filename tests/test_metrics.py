@@ -7,6 +7,7 @@ import torch
 from inputs import generator, tensor
 
 from companion import mdp, metrics, rtb, targets
+from companion.samplers import Batch
 
 TWO = targets.GaussianMixture(tensor([[0.0, 0.0], [3.0, 4.0]]), tensor([0.25, 0.75]), 2.0)
 
@@ -51,7 +52,7 @@ def test_log_weights_bound_log_z_and_are_minus_the_residual_without_it():
     policy, best = mdp.random_policy(problem, random), mdp.solve(problem, kl_weight=0.5)
     steps, refs = paths.per_step(policy), paths.per_step(problem.log_ref)
     log_reward = paths.per_step(problem.rewards).sum(dim=1)
-    e = metrics.log_weights(steps, refs, log_reward, beta=2.0)
+    e = Batch(steps, refs, log_reward).log_weights(beta=2.0)
     torch.testing.assert_close(e, -rtb.residual(steps, refs, log_reward, tensor(0.0), beta=2.0))
     elbo = mdp.expectation(e, steps.sum(dim=1))
     eubo = mdp.expectation(e, paths.log_prob(best.log_policy))
@@ -76,7 +77,6 @@ def test_importance_sampling_and_effective_sample_size():
         lambda: metrics.sliced_wasserstein(torch.zeros(3, 2), torch.zeros(3, 2), torch.Generator(), projections=0),
         lambda: metrics.importance_log_z(torch.zeros(0)),
         lambda: metrics.effective_sample_size(torch.zeros(2, 2)),
-        lambda: metrics.log_weights(torch.zeros(3, 2), torch.zeros(3, 1), torch.zeros(3)),
     ],
 )
 def test_bad_input_is_refused(call):

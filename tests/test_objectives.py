@@ -277,8 +277,11 @@ def test_statistics_are_taken_within_groups_and_lengths_are_passed_on():
             part = Batch(*(getattr(whole, name).detach()[index] for name in names))
             part.log_pi.requires_grad_()
             torch.testing.assert_close(found[index], gradient(objective, part) * len(index) / 5, **EXACT)
-    padded = replace(whole, steps=torch.tensor([3, 3, 2, 3, 3]))
-    for objective in KINDS[1:]:
+    refs = whole.log_ref.clone()
+    cut = whole.log_pi.detach().clone()
+    cut[2, 2] = 0.0  # the path ends here, but its reference goes on
+    padded = replace(whole, log_pi=cut.requires_grad_(), log_ref=refs, steps=torch.tensor([3, 3, 2, 3, 3]))
+    for objective in KINDS:
         with pytest.raises(ValueError, match="from the path's end on, after 2 step"):
             objective.loss(padded, learned_by(objective, padded, *[0.0] * len(objective.parameters(padded.log_pi))))
 
@@ -306,10 +309,31 @@ def test_sub_paths_are_those_of_the_batchs_own_rewards(length):
     torch.testing.assert_close(objective.loss(batch, learned_by(objective, batch, table)), torch.as_tensor(total))
 
 
+@pytest.mark.claim("X2")
 def test_a_reward_without_steps_is_paid_at_the_last_true_step():
-    batch = Batch(torch.zeros(2, 3), torch.zeros(2, 3), tensor([1.5, -2.0]), steps=torch.tensor([3, 2]))
+    zeros = torch.zeros(2, 3, dtype=torch.float64)
+    batch = Batch(zeros, zeros, tensor([1.5, -2.0]), steps=torch.tensor([3, 2]))
     assert batch.per_step_rewards().tolist() == [[0, 0, 1.5], [0, -2.0, 0]]
     assert replace(batch, steps=None).per_step_rewards().tolist() == [[0, 0, 1.5], [0, 0, -2.0]]
+
+
+def test_what_is_learned_starts_where_it_is_told_to():
+    like = torch.zeros(1, dtype=torch.float64)
+    assert Scalar(0.3).parameters(like)[0].item() == 0.3
+    assert Table(2, start=-1.5).parameters(like)[0].tolist() == [-1.5, -1.5]
+
+
+def test_the_inverse_temperature_of_trust_pcl_counts_both_weights():
+    assert TrustPCL(0.3, 0.2).beta == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("baseline", [Scalar(), Table(1)])
+def test_the_clip_holds_for_a_learned_baseline_too(baseline):
+    """Returns -+1 and -+20 nats about their mean of 5; the baseline is 5 as well."""
+    batch = batch_of([10.0, 0.0, 5.5, 4.5], group=torch.zeros(4, dtype=torch.int64))
+    learned = [5.0] if baseline == Scalar() else [[5.0]]
+    found = gradient(Reinforce(BETA, baseline, clip=3.0), batch, *learned)
+    torch.testing.assert_close(found, ALPHA * tensor([-3.0, 3.0, -1.0, 1.0]) / 4, **EXACT)
 
 
 # Refusals.
@@ -337,6 +361,10 @@ def test_a_reward_without_steps_is_paid_at_the_last_true_step():
         (lambda: PublishedBaseline(-0.1), "kl_weight is -0.1"),
         (lambda: Annealed(PublishedBaseline(), over=5), "objective is PublishedBaseline"),
         (lambda: Annealed(RTB(), over=-1), "over is -1"),
+        (lambda: Annealed(RTB(), over=1.5), "over is 1.5"),
+        (lambda: Scalar("x"), "start is 'x'"),
+        (lambda: Table(2, start=float("nan")), "start is nan"),
+        (lambda: Network(torch.nn.Identity), "module is <class"),
     ],
 )
 def test_values_out_of_range_and_of_the_wrong_kind_are_refused(make, words):
@@ -352,6 +380,8 @@ def test_values_out_of_range_and_of_the_wrong_kind_are_refused(make, words):
         (RTB(BETA, Table(2)), {"group": torch.tensor([0, 2])}, "group goes from 0 to 2"),
         (EVERY_STEP, {}, "no table of states"),
         (EVERY_STEP, {"states": torch.zeros(2, 4, 2)}, "no table of states"),
+        (EVERY_STEP, {"states": torch.full((2, 4), -1)}, "states go from -1 to -1"),
+        (EVERY_STEP, {"states": torch.full((2, 4), 10)}, "states go from 10 to 10"),
         (TrustPCL(value=Network(torch.nn.Identity()), length=1), {}, "value is"),
         (Reinforce(BETA, weights="tempered"), {"log_behaviour": None}, "weights='tempered' with replayed"),
     ],

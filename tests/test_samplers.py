@@ -288,6 +288,63 @@ def test_the_iteration_decides_what_is_drawn():
     assert made(stored()).draw(8, generator(1), behaviour, 1).log_behaviour is None
 
 
+def padded_batch(**changes) -> samplers.Batch:
+    """Two paths of three and two steps."""
+    steps = tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 0.0]])
+    given = {"log_pi": -steps, "log_ref": -2 * steps, "log_reward": tensor([0.5, -1.0])}
+    return samplers.Batch(**(given | {"steps": torch.tensor([3, 2])} | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"log_pi": [1.0]}, "log_pi is list"),
+        ({"log_pi": torch.zeros(2)}, r"log_pi is \(2,\)"),
+        ({"log_ref": torch.zeros(2, 2)}, r"log_ref has shape \(2, 2\)"),
+        ({"log_ref": None}, "log_ref is a NoneType"),
+        ({"log_reward": tensor([[0.5], [-1.0]])}, r"log_reward has shape \(2, 1\)"),
+        ({"log_reward": tensor([0.5])}, r"log_reward has shape \(1,\)"),
+        ({"log_reward": tensor([0.5, -1.0]).float()}, "log_reward is torch.float32"),
+        ({"rewards": torch.zeros(2, 4, dtype=torch.float64)}, r"rewards has shape \(2, 4\)"),
+        ({"log_behaviour": torch.zeros(2, dtype=torch.float64)}, r"log_behaviour has shape \(2,\)"),
+        ({"steps": torch.tensor([0, 2])}, "steps holds 0 to 2"),
+        ({"steps": torch.tensor([3, 1])}, r"log_pi is -5 at \[1, 1\]"),
+        ({"group": torch.tensor([0.0, 1.0])}, "group is torch.float32"),
+        ({"group": torch.tensor([0])}, r"group has shape \(1,\)"),
+    ],
+)
+def test_a_batch_whose_entries_do_not_fit_is_refused(changes, words):
+    """Nothing is broadcast, cut or counted beyond its end."""
+    with pytest.raises(ValueError, match=f"{words}.*expected"):
+        padded_batch(**changes)
+
+
+def test_batches_are_joined_with_what_some_of_them_leave_out():
+    """A path without a length has all columns; a reward without steps is paid at its end; behaviours need all."""
+    whole = padded_batch(
+        steps=None, log_pi=-tensor([[1.0, 1.0, 1.0], [2.0, 2.0, 2.0]]), log_behaviour=-tensor([[1.0] * 3] * 2)
+    )
+    joined = samplers.join([padded_batch(rewards=tensor([[0.5, 0.0, 0.0], [-2.0, 1.0, 0.0]])), whole])
+    assert joined.steps.tolist() == [3, 2, 3, 3] and joined.log_behaviour is None and joined.group is None
+    assert joined.rewards.tolist() == [[0.5, 0, 0], [-2, 1, 0], [0, 0, 0.5], [0, 0, -1]]
+    assert joined.log_reward.tolist() == [0.5, -1.0, 0.5, -1.0]
+    assert samplers.join([whole]) is whole
+    grouped = padded_batch(group=torch.tensor([3, 3]))
+    assert samplers.join([grouped, grouped]).group.tolist() == [3] * 4
+    other = samplers.Batch(*(getattr(whole, name).float() for name in ("log_pi", "log_ref", "log_reward")))
+    for parts in ([], [grouped, whole], [whole, other]):
+        with pytest.raises(ValueError, match="expected one kind"):
+            samplers.join(parts)
+
+
+def test_the_mixture_fades_with_the_iterations():
+    """Late in a run the behaviour is the policy."""
+    behaviour = UniformMixture(Fading(1.0, until=1, end=5))
+    early, late = (tabular()[0].draw(200, generator(1), behaviour, i) for i in (0, 5))
+    torch.testing.assert_close(late.log_behaviour, late.log_pi.detach(), **EXACT)
+    assert (early.log_behaviour - early.log_pi).abs().max() > 0.1
+
+
 # Refusals.
 
 PROBLEM = mdp.small_graph()

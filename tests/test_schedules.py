@@ -43,6 +43,9 @@ def test_rates_at_points_worked_out_by_hand(decay, points):
         (lambda: Schedule(decay=Linear(5000)), "decay begins at 5000, iterations is 5000"),
         (lambda: Linear(-1), "since is -1"),
         (lambda: Linear("5"), "since is '5'"),
+        (lambda: Linear(1.5), "since is 1.5"),
+        (lambda: Linear().at(10, 10), "iteration is 10 of 10"),
+        (lambda: Exponential(0.5).at(-1, 10), "iteration is -1 of 10"),
         (lambda: Exponential(0.0), "to is 0.0"),
         (lambda: Exponential(1.5), "to is 1.5"),
         (lambda: Exponential(0.5, since=-1), "since is -1"),
@@ -75,6 +78,13 @@ def test_a_value_goes_through_json_and_comes_back(value):
     assert stored["type"] == type(value).__name__ and plain.from_plain(stored) == value
 
 
+@dataclass(frozen=True)
+class Typed:
+    """A class with a field of the name under which a class is stored."""
+
+    type: str = "hello"
+
+
 @pytest.mark.parametrize(
     ("call", "words"),
     [
@@ -84,6 +94,10 @@ def test_a_value_goes_through_json_and_comes_back(value):
         (lambda: plain.from_plain({"type": "RTB", "beta": -1.0}), "beta is -1.0"),
         (lambda: plain.to_plain(RTB(log_z=Network(torch.nn.Linear(1, 1)))), "Network has no plain form; expected"),
         (lambda: plain.to_plain(torch.zeros(1)), "Tensor has no plain form; expected"),
+        (lambda: plain.from_plain({"type": ["RTB"]}), "is not storable"),
+        (lambda: plain.from_plain({"type": "Table"}), "Table lacks conditions; expected"),
+        (lambda: plain.storable(Typed), "Typed has a field 'type'"),
+        (lambda: plain.storable(None), "None is no frozen dataclass"),
         (lambda: plain.storable(int), "int is no frozen dataclass; expected"),
         (lambda: plain.storable(dataclass(type("Loose", (), {}))), "Loose is no frozen dataclass; expected"),
         (

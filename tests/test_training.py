@@ -12,7 +12,7 @@ from test_objectives import KINDS, batch_of, learned_by
 from trainables import ALPHA, PROBLEM, Watched, assert_equal, continuous, tabular, train, weights_of
 
 from companion import rtb, training
-from companion.objectives import RTB, Annealed, Reinforce, VarGrad
+from companion.objectives import RTB, Annealed, Reinforce, Scalar, VarGrad
 from companion.samplers import Exploration, Fading, UniformMixture
 from companion.training import Linear
 from companion.training.loop import _measures
@@ -70,6 +70,85 @@ def test_a_behaviour_of_another_sampler_is_refused(sampler, behaviour):
     """A standard deviation is no probability."""
     with pytest.raises(ValueError, match="Each sampler has a behaviour of its own type"):
         train(sampler(), behaviour=behaviour)
+
+
+def test_the_elbo_in_the_history_is_at_the_final_inverse_temperature():
+    """While beta is annealed the loss is that of the iteration, the measure is not."""
+    sampler = Watched(tabular())
+    history = train(sampler, Annealed(VarGrad(2.0), over=20))
+    for batch, elbo in zip(sampler.batches, history.steps["elbo"], strict=True):
+        assert elbo == pytest.approx((2 * batch.log_reward - (batch.log_pi - batch.log_ref).sum(1)).mean().item())
+
+
+def test_what_was_learned_is_in_the_history():
+    """As it is after the last step, and no longer part of any graph; also of a run that goes on from a checkpoint."""
+    history = train(tabular(), RTB(1 / ALPHA, Scalar(0.5)))
+    assert [value.shape for value in history.learned] == [()] and not history.learned[0].requires_grad
+    assert history.learned[0].item() not in (0.5, history.steps["scalar"][-1])
+    assert train(tabular(), VarGrad(1 / ALPHA)).learned == []
+
+
+class Odd:
+    """A sampler with these tensors to train, which draws this."""
+
+    def __init__(self, tensors, drawn=None):
+        self.tensors, self.drawn = tensors, drawn
+
+    def parameters(self):
+        return (tensor for tensor in self.tensors)  # as a module's parameters are
+
+    def draw(self, n, generator, behaviour=None, iteration=0):
+        return self.drawn(n, generator)
+
+
+def detached(n, draws):
+    """A batch whose policy cannot be trained."""
+    batch = tabular().draw(n, draws)
+    return replace(batch, log_pi=batch.log_pi.detach())
+
+
+WEIGHT = torch.ones(1, dtype=torch.float64, requires_grad=True)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "words"),
+    [
+        (Odd([]), "has 0 tensors to train"),
+        (Odd([WEIGHT, torch.ones(1)]), "has 2 tensors to train, 1 of them frozen"),
+        (Odd([WEIGHT], detached), "drew a log_pi without a gradient"),
+        (Odd([WEIGHT], lambda n, draws: (n, draws)), "drew a tuple"),
+    ],
+)
+def test_a_policy_that_cannot_be_trained_is_refused(sampler, words):
+    """Or log Z would be learned alone."""
+    with pytest.raises(ValueError, match=f"{words}.*expected"):
+        train(sampler, RTB())
+
+
+def test_the_tensors_to_train_may_come_one_by_one():
+    sampler = tabular()
+    history = train(Odd([sampler.logits], sampler.draw))
+    assert len(history.steps["loss"]) == 10 and not torch.equal(sampler.logits, PROBLEM.log_ref)
+
+
+@pytest.mark.parametrize("factor", [-0.1, math.nan, math.inf])
+def test_a_factor_on_the_rates_that_would_climb_is_refused(factor):
+    weight = torch.ones((), requires_grad=True)
+    with pytest.raises(ValueError, match="the factor on the rates at iteration 1.*expected"):
+        rates = {0: 1.0, 1: factor}
+        training.optimise(lambda i: (weight.square(), {}), [([weight], 0.1)], 3, generator(0), rate_at=rates.get)
+
+
+def test_a_schedule_that_is_none_is_refused():
+    with pytest.raises(ValueError, match="schedule is 500; expected a Schedule"):
+        training.fine_tune(tabular(), VarGrad(), schedule=500, generator=generator(0))
+
+
+def test_rows_of_other_names_than_before_are_refused():
+    history = training.History()
+    history.append("evaluations", {"iteration": 0, "a": 1.0})
+    with pytest.raises(ValueError, match=r"The row has \['b', 'iteration'\]; expected \['a', 'iteration'\]"):
+        history.append("evaluations", {"iteration": 5, "b": 1.0})
 
 
 # Divergence.

@@ -10,14 +10,7 @@ import torch
 from torch import Tensor
 
 from companion.targets import GaussianMixture
-from companion.validation import (
-    check_generator,
-    check_log_pi,
-    check_number,
-    check_per_path,
-    check_per_step,
-    check_positive_integers,
-)
+from companion.validation import check_generator, check_positive_integers
 
 
 def mode_weights(points: Tensor, mixture: GaussianMixture) -> Tensor:
@@ -60,21 +53,6 @@ def sliced_wasserstein(x: Tensor, y: Tensor, generator: torch.Generator, *, proj
     return gaps.square().mean().sqrt()
 
 
-def log_weights(log_pi: Tensor, log_ref: Tensor, log_reward: Tensor, *, beta: float = 1.0) -> Tensor:
-    """Return e of each path, ``beta log r(x) - sum(log_pi - log_ref)``: ``[batch]``, nats.
-
-    Its mean over the policy's own paths estimates the ELBO, over paths of the target the EUBO; it is the logarithm of
-    the importance weight of the target on the policy's paths. Arguments as in :func:`companion.rtb.residual`.
-
-    Source: claim O3. Derived in chapter ``on-policy-rtb-is-reinforce``.
-    """
-    check_log_pi(log_pi)
-    check_per_step("log_ref", log_ref, log_pi)
-    check_per_path("log_reward", log_reward, log_pi)
-    check_number("beta", beta, above=0)
-    return beta * log_reward - (log_pi - log_ref).sum(dim=1)
-
-
 def importance_log_z(log_weight: Tensor) -> Tensor:
     """Return the importance-sampling estimate of log Z from the log-weights of the policy's own paths, ``[batch]``."""
     _check_log_weight(log_weight)
@@ -90,7 +68,7 @@ def effective_sample_size(log_weight: Tensor) -> Tensor:
 def _check_log_weight(log_weight: Tensor) -> None:
     if not isinstance(log_weight, Tensor) or log_weight.ndim != 1 or len(log_weight) == 0:
         shape = tuple(log_weight.shape) if isinstance(log_weight, Tensor) else type(log_weight).__name__
-        raise ValueError(f"log_weight is {shape}; expected [n], one log-weight per path. Pass log_weights' result.")
+        raise ValueError(f"log_weight is {shape}; expected [n], one log-weight per path. Take a sampler's.")
 
 
 def _check_same(name: str, value: Tensor, other_name: str, other: Tensor) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from companion import reinforce, rtb, trust_pcl
 from companion.plain import storable
 from companion.samplers.batch import Batch
-from companion.validation import check_number, check_positive_integers
+from companion.validation import check_counts, check_number, check_per_path, check_positive_integers
 
 
 class Objective(Protocol):
@@ -44,6 +44,9 @@ class Scalar:
     """
 
     start: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_number("start", self.start)
 
     def parameters(self, like: Tensor) -> list[Tensor]:
         """Return the number, 0-d."""
@@ -71,6 +74,7 @@ class Table:
 
     def __post_init__(self) -> None:
         check_positive_integers(conditions=self.conditions)
+        check_number("start", self.start)
 
     def parameters(self, like: Tensor) -> list[Tensor]:
         """Return the table, ``[conditions]``."""
@@ -82,10 +86,11 @@ class Table:
             raise ValueError(
                 "The batch has no group; expected one for each path. Draw it from a sampler of conditions."
             )
-        low, high = int(batch.group.min()), int(batch.group.max())
+        low, high = int(batch.group.min()), int(batch.group.max())  # integers: the batch has seen to that
         if not 0 <= low <= high < self.conditions:
             raise ValueError(
-                f"group goes from {low} to {high}; expected 0 to {self.conditions - 1}. Enlarge the table."
+                f"group goes from {low} to {high}; expected 0 to {self.conditions - 1}. Count from 0, or take a larger "
+                "table."
             )
         return learned[0][batch.group.long()]
 
@@ -117,7 +122,10 @@ class StateTable:
             raise ValueError(
                 "The batch has no table of states; expected [batch, steps + 1] integers. Use another value."
             )
-        return learned[0][states]
+        low, high = int(states.min()), int(states.max())
+        if not 0 <= low <= high < self.states:
+            raise ValueError(f"states go from {low} to {high}; expected 0 to {self.states - 1}. Enlarge the table.")
+        return learned[0][states.long()]
 
 
 @dataclass(frozen=True)
@@ -133,6 +141,10 @@ class Network:
 
     module: torch.nn.Module
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.module, torch.nn.Module):
+            raise ValueError(f"module is {self.module!r}; expected a torch.nn.Module, made. Wrap a function in one.")
+
     def parameters(self, like: Tensor) -> list[Tensor]:
         """Return the module's own parameters."""
         return list(self.module.parameters())
@@ -140,6 +152,12 @@ class Network:
     def of(self, learned: Sequence[Tensor], batch: Batch) -> Tensor:
         """Return what the module says of a batch."""
         values: Tensor = self.module(batch)
+        if not isinstance(values, Tensor) or len(values.shape) not in (1, 2) or len(values) != len(batch.log_reward):
+            given = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+            raise ValueError(
+                f"The module returned {given}; expected one number for each of the {len(batch.log_reward)} paths of "
+                "the batch, or for each state of each path. Look the condition up by batch.group."
+            )
         return values
 
 
@@ -325,6 +343,8 @@ class Reinforce:
         if isinstance(self.baseline, str | int | float):
             return reinforce.kl_loss(*inputs, baseline=self.baseline, clip=self.clip, **given)
         value = self.baseline.of(learned, batch)
+        if value.ndim:
+            check_per_path("the learned baseline", value, batch.log_pi)
         baseline = value.detach().expand(batch.log_reward.shape)
         policy = reinforce.kl_loss(*inputs, baseline=baseline, clip=self.clip, **given)
         return policy + reinforce.critic_loss(*inputs, value, **given)
@@ -376,7 +396,7 @@ class Annealed:
     over: int
 
     def __post_init__(self) -> None:
-        check_number("over", self.over, at_least=0)
+        check_counts(over=self.over)
         _check_learned("objective", self.objective, (RTB, VarGrad, TrustPCL, Reinforce))
 
     @property

@@ -6,7 +6,7 @@ name; nothing else in the package looks a class up by a string.
 """
 
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, TypeVar
 
 _Class = TypeVar("_Class", bound=type)
@@ -21,10 +21,12 @@ def storable(cls: _Class) -> _Class:
 
     Raises ``ValueError`` for a class that is no frozen dataclass, or a name that another class has.
     """
-    if not is_dataclass(cls) or not cls.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+    if not isinstance(cls, type) or not is_dataclass(cls) or not cls.__dataclass_params__.frozen:  # type: ignore[attr-defined]
         raise ValueError(
-            f"{cls.__name__} is no frozen dataclass; expected one. Decorate it with dataclass(frozen=True)."
+            f"{getattr(cls, '__name__', cls)} is no frozen dataclass; expected one. Use dataclass(frozen=True)."
         )
+    if TYPE in {field.name for field in fields(cls)}:
+        raise ValueError(f"{cls.__name__} has a field {TYPE!r}, which stands for the class; expected none. Rename it.")
     known = _KNOWN.setdefault(cls.__name__, cls)
     if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
         raise ValueError(
@@ -63,7 +65,7 @@ def from_plain(data: Any) -> Any:
     if not isinstance(data, Mapping):
         return data
     name = data.get(TYPE)
-    if name not in _KNOWN:
+    if not isinstance(name, str) or name not in _KNOWN:
         raise ValueError(
             f"{name!r} is not storable; expected one of {', '.join(sorted(_KNOWN))}. Import the module that has it."
         )
@@ -71,6 +73,9 @@ def from_plain(data: Any) -> Any:
     unknown = set(given) - {field.name for field in fields(cls)}
     if unknown:
         raise ValueError(f"{name} has no {', '.join(sorted(unknown))}; expected its own fields alone. Leave these out.")
+    missing = {field.name for field in fields(cls) if field.default is field.default_factory is MISSING} - set(given)
+    if missing:
+        raise ValueError(f"{name} lacks {', '.join(sorted(missing))}; expected it. Store the whole value.")
     return cls(**given)
 
 

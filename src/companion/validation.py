@@ -169,6 +169,13 @@ def check_positive_integers(**numbers: int) -> None:
             raise ValueError(f"{name} is {value!r}; expected a positive integer. Pass 1 or more.")
 
 
+def check_counts(**numbers: int) -> None:
+    """Refuse anything but integers of zero or more, given by name. Raises ``ValueError``."""
+    for name, value in numbers.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise ValueError(f"{name} is {value!r}; expected an integer >= 0. Pass 0 or more.")
+
+
 def check_generator(generator: torch.Generator) -> None:
     """Refuse anything but a generator: nothing is drawn from global state. Raises ``ValueError``."""
     if not isinstance(generator, torch.Generator):

@@ -7,14 +7,21 @@ of a graph or tokens alike. The behaviour, which is what draws the paths, is a v
 Source: the choices of behaviour in Venkatraman et al. (2024) and Sendera et al. (2024).
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from companion.plain import storable
-from companion.validation import check_number
+from companion.validation import (
+    check_counts,
+    check_fits,
+    check_group,
+    check_number,
+    check_positive_integers,
+    check_steps,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +37,9 @@ class Batch:
         steps: ``[batch]``, integers; the true length of each path. None where all have that of the batch.
         group: ``[batch]``, integers; the condition, such as the prompt, that a path belongs to. None for one.
         states: ``[batch, steps + 1, ...]``; what a learned value may look at, the last repeated in padding. Or None.
+
+    Raises ``ValueError`` for entries that do not fit ``log_pi`` in shape, dtype or device, true lengths out of range,
+    or a path that goes on beyond its own. (What is not finite is for the loss to refuse.)
     """
 
     log_pi: Tensor
@@ -40,6 +50,19 @@ class Batch:
     steps: Tensor | None = None
     group: Tensor | None = None
     states: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.log_pi, Tensor) or self.log_pi.ndim != 2 or not self.log_pi.is_floating_point():
+            given = tuple(self.log_pi.shape) if isinstance(self.log_pi, Tensor) else type(self.log_pi).__name__
+            raise ValueError(f"log_pi is {given}; expected a floating-point [batch, steps] tensor. Pass every step's.")
+        check_fits("log_reward", self.log_reward, self.log_pi, self.log_pi.shape[:1], "[batch], one entry per path")
+        for name in ("log_ref", "log_behaviour", "rewards"):
+            value = getattr(self, name)
+            if name == "log_ref" or value is not None:
+                check_fits(name, value, self.log_pi, self.log_pi.shape, "[batch, steps], one entry per step")
+        check_steps(self.steps, log_pi=self.log_pi)
+        if self.group is not None:
+            check_group(self.group, self.log_pi)
 
     def log_weights(self, *, beta: float = 1.0) -> Tensor:
         """Return e of each path, ``beta log r(x) - sum(log_pi - log_ref)``: ``[batch]``, nats. Keeps gradients.
@@ -54,16 +77,35 @@ class Batch:
         """Return ``rewards``, or log r(x) at the last true step of each path and zero before: ``[batch, steps]``."""
         if self.rewards is not None:
             return self.rewards
-        last = torch.full_like(self.log_reward, self.log_pi.shape[1] - 1, dtype=torch.int64)
-        last = last if self.steps is None else self.steps.long() - 1
         zeros = self.log_reward.new_zeros(self.log_pi.shape)
-        return zeros.scatter(1, last[:, None], self.log_reward[:, None])
+        return zeros.scatter(1, self.last()[:, None], self.log_reward[:, None])
+
+    def last(self) -> Tensor:
+        """Return the index of the last true step of each path, ``[batch]``, int64."""
+        if self.steps is not None:
+            return self.steps.long() - 1
+        return torch.full_like(self.log_reward, self.log_pi.shape[1] - 1, dtype=torch.int64)
 
 
 def join(parts: list[Batch]) -> Batch:
-    """Return several batches as one; an entry that one of them lacks is None. They have as many steps each."""
+    """Return several batches, of as many columns and one dtype, as one.
+
+    Where some have true lengths or per-step rewards, those of the others are filled in. Behaviours and states are left
+    out unless all have them. Raises ``ValueError`` where some have groups and others none, dtypes or columns differ, or
+    there is no batch.
+    """
+    kinds = {(part.log_pi.shape[1], part.log_pi.dtype, part.group is None) for part in parts}
+    if len(kinds) != 1:
+        raise ValueError(
+            f"parts is {len(parts)} batches with {len(kinds)} kinds of columns, dtype and groups; expected one kind. "
+            "Pad them alike, convert them, and give all a group or none."
+        )
     if len(parts) == 1:
         return parts[0]
+    if any(part.steps is not None for part in parts):
+        parts = [replace(part, steps=part.last() + 1) for part in parts]
+    if any(part.rewards is not None for part in parts):
+        parts = [replace(part, rewards=part.per_step_rewards()) for part in parts]
     columns = {field.name: [getattr(part, field.name) for part in parts] for field in fields(Batch)}
     whole = {name: column for name, column in columns.items() if all(entry is not None for entry in column)}
     return Batch(**{name: torch.cat(column) for name, column in whole.items()})
@@ -100,8 +142,8 @@ class Fading:
 
     def __post_init__(self) -> None:
         check_number("start", self.start, at_least=0)
-        check_number("until", self.until, at_least=0)
-        check_number("end", self.end, above=0)
+        check_counts(until=self.until)
+        check_positive_integers(end=self.end)
         if self.end < self.until:
             raise ValueError(
                 f"end is {self.end} with until {self.until}; expected a stretch that ends after it begins. Raise end."

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from companion.plain import storable
 from companion.samplers.batch import Batch, Fading, at, check_behaviour, join
-from companion.validation import check_finite, check_generator, check_number, check_positive_integers
+from companion.validation import check_counts, check_finite, check_generator, check_number, check_positive_integers
 
 #: A drift: states ``[..., dim]`` and times ``[...]`` or 0-d, to ``[..., dim]``.
 Drift = Callable[[Tensor, Tensor], Tensor]
@@ -190,7 +190,7 @@ class Exploration:
         check_number("noise", at(self.noise, 0), at_least=0)
         check_number("replayed", self.replayed, at_least=0, at_most=1)
         if self.replay_until is not None:
-            check_number("replay_until", self.replay_until, at_least=0)
+            check_counts(replay_until=self.replay_until)
             if self.replayed == 0:
                 raise ValueError(
                     f"replay_until is {self.replay_until} with nothing replayed; expected None. Leave it out."

@@ -15,7 +15,7 @@ from companion.training import checkpoint as checkpoints
 from companion.training.checkpoint import Run
 from companion.training.history import History
 from companion.training.schedule import Schedule
-from companion.validation import NotFiniteError, check_finite, check_generator, check_positive_integers
+from companion.validation import NotFiniteError, check_finite, check_generator, check_number, check_positive_integers
 
 #: The loss of an iteration, and what the history should keep of it.
 LossOf = Callable[[int], tuple[Tensor, Mapping[str, float]]]
@@ -58,18 +58,22 @@ def fine_tune(
 
     Source: Venkatraman et al. (2024). Used in chapter ``twenty-five-modes-to-nine``.
     """
-    trained = sampler.parameters()
-    learned = objective.parameters(trained[0])
+    trained = list(sampler.parameters())
+    _check_trained(trained, schedule)
+    learned = list(objective.parameters(trained[0]))
 
     def loss_of(i: int) -> tuple[Tensor, dict[str, float]]:
         now = objective.at(i) if isinstance(objective, Annealed) else objective
         batch = sampler.draw(schedule.batch, generator, behaviour, i)
+        if not isinstance(batch, Batch) or not batch.log_pi.requires_grad:
+            what = "a log_pi without a gradient" if isinstance(batch, Batch) else f"a {type(batch).__name__}"
+            raise ValueError(f"The sampler drew {what}; expected a Batch that can train it. Do not detach log_pi.")
         loss = now.loss(batch, learned)
         return loss, _measures(batch, getattr(objective, "beta", 1.0), learned)
 
     # A module that shares weights with the policy must not have them trained twice.
     own = [tensor for tensor in learned if all(tensor is not other for other in trained)]
-    return optimise(
+    history = optimise(
         loss_of,
         [(trained, schedule.rate), (own, schedule.learned_rate)],
         schedule.iterations,
@@ -83,6 +87,8 @@ def fine_tune(
         label="; ".join(describe(value) for value in (objective, schedule, behaviour)),
         progress=progress,
     )
+    history.learned = [tensor.detach().clone() for tensor in learned]
+    return history
 
 
 def optimise(
@@ -145,6 +151,17 @@ def optimise(
     return run.history
 
 
+def _check_trained(trained: Sequence[Tensor], schedule: Schedule) -> None:
+    if not isinstance(schedule, Schedule):
+        raise ValueError(f"schedule is {schedule!r}; expected a Schedule. Pass companion.training.Schedule(...).")
+    frozen = sum(not tensor.requires_grad for tensor in trained)
+    if not trained or frozen:
+        raise ValueError(
+            f"The sampler has {len(trained)} tensors to train, {frozen} of them frozen; expected one or more, none "
+            "frozen. Call requires_grad_(True) on the policy, or leave out of parameters() what is not trained."
+        )
+
+
 @torch.no_grad()
 def _measures(batch: Batch, beta: float, learned: Sequence[Tensor]) -> dict[str, float]:
     """What the history keeps of a batch; the ELBO is at beta = 1 where an objective has no inverse temperature."""
@@ -154,6 +171,7 @@ def _measures(batch: Batch, beta: float, learned: Sequence[Tensor]) -> dict[str,
 
 def _step(run: Run, i: int, loss_of: LossOf, factor: float) -> None:
     """Take one step, unless the loss or its gradient is not finite: then nothing is changed but the history."""
+    check_number(f"the factor on the rates at iteration {i}", factor, at_least=0)
     begin = time.process_time()
     for group in run.optimiser.param_groups:
         group["lr"] = group["base"] * factor

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from companion.plain import storable
-from companion.validation import check_number, check_positive_integers
+from companion.validation import check_counts, check_number, check_positive_integers
 
 
 @storable
@@ -18,10 +18,11 @@ class Linear:
     since: int = 0
 
     def __post_init__(self) -> None:
-        check_number("since", self.since, at_least=0)
+        check_counts(since=self.since)
 
     def at(self, iteration: int, iterations: int) -> float:
-        """Return the factor on the rates at an iteration of a run of so many."""
+        """Return the factor on the rates at an iteration of a run of so many. Raises ``ValueError`` beyond its end."""
+        _check_inside(iteration, iterations)
         return 1.0 if iteration < self.since else (iterations - iteration) / (iterations - self.since)
 
 
@@ -42,10 +43,11 @@ class Exponential:
 
     def __post_init__(self) -> None:
         check_number("to", self.to, above=0, at_most=1)
-        check_number("since", self.since, at_least=0)
+        check_counts(since=self.since)
 
     def at(self, iteration: int, iterations: int) -> float:
-        """Return the factor on the rates at an iteration of a run of so many."""
+        """Return the factor on the rates at an iteration of a run of so many. Raises ``ValueError`` beyond its end."""
+        _check_inside(iteration, iterations)
         done = max(0.0, (iteration - self.since) / (iterations - self.since))
         return float(self.to**done)
 
@@ -88,3 +90,8 @@ class Schedule:
     def rate_at(self, iteration: int) -> float:
         """Return the factor on both rates at an iteration."""
         return 1.0 if self.decay is None else self.decay.at(iteration, self.iterations)
+
+
+def _check_inside(iteration: int, iterations: int) -> None:
+    if not 0 <= iteration < iterations:
+        raise ValueError(f"iteration is {iteration} of {iterations}; expected 0 to {iterations - 1}. Lengthen the run.")
