@@ -109,7 +109,8 @@ def run_and_write(study: str, task: dict[str, Any], provenance: dict[str, Any], 
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     outcome = run(task, checkpoint)
     duration = {"seconds": round(time.time() - begin, 1), "processor_seconds": round(time.process_time() - cpu, 1)}
-    parts = vars(outcome.history) | {"arrays": outcome.arrays, "where": results}
+    kept = {name: getattr(outcome.history, name) for name in ("steps", "evaluations", "diverged_at")}
+    parts = kept | {"arrays": outcome.arrays, "where": results}
     records.write(study, task, provenance | duration, outcome.measures, **parts)
     checkpoint.unlink(missing_ok=True)
 
