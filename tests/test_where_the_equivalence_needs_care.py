@@ -279,6 +279,37 @@ def test_off_policy_luck_moves_the_minimiser_unless_it_comes_after_the_last_acti
 
 @pytest.mark.claim("L9")
 @SEEDS
+def test_on_paths_recorded_from_the_optimum_bad_luck_turns_the_minimum_into_a_saddle(seed):
+    problem, nature = alternating(seed)
+    stakes = torch.zeros_like(problem.rewards).index_put((torch.arange(2, 6),), tensor([3.0, -3.0, 3.0, -3.0]))
+    problem = problem.with_rewards(problem.rewards + stakes)  # on nature's first moves
+    best, values = risk_neutral(problem, nature)
+    paths = mdp.enumerate_paths(problem)
+    law = path_totals(problem, best, paths)
+
+    def loss(logits):
+        return half_square(problem, values[0] / ALPHA, law, played(problem, nature, mdp.log_softmax(problem, logits)))
+
+    curvature = torch.autograd.functional.hessian(loss, best)
+    sure = path_totals(
+        problem, luck_of(problem, nature & (problem.source < 3), values), paths
+    )  # before the last action
+    saddles = 0
+    for state in range(3, 7):
+        out = [edge for edge, _ in edges_from(problem, state)]
+        through = paths.states[:, 2] == state
+        residual = -sure[through][0] / ALPHA
+        chance = best[out].exp()
+        fisher = torch.diag(chance) - torch.outer(chance, chance)
+        expected = law[through].exp().sum() * (1 - residual) * fisher
+        assert_agree(curvature[out][:, out], expected, 200.0)
+        saddles += bool(residual > 1)
+    assert saddles > 0
+    assert torch.linalg.eigvalsh(curvature)[0] < -1e-4
+
+
+@pytest.mark.claim("L9")
+@SEEDS
 def test_transition_by_transition_the_optimum_is_a_zero_if_the_next_value_is_held(seed):
     problem, nature = alternating(seed)
     best, values = risk_neutral(problem, nature)
