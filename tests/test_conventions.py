@@ -157,7 +157,7 @@ def test_what_the_code_of_trust_pcl_trains_is_reinforce_with_a_critic(seed):
     assert_agree(of_value, 0.1 * torch.autograd.grad(critic_loss, value)[0], SIZE)
 
 
-#: The numbers that the table writes as a.
+#: The numbers that the table writes as factors.
 FACTORS = {"1": 1.0, "1/2": 0.5, r"\alpha/2": ALPHA / 2, r"\alpha^2/2": ALPHA**2 / 2, r"\alpha^2": ALPHA**2}
 #: The start of each row's first column, as the page has it; the formulas below are in this order.
 ROWS = (
@@ -175,7 +175,7 @@ ROWS = (
 
 
 def factors_on_the_page() -> list[tuple[str, str]]:
-    """Return the first and the last column of E6's table: each source, and its a without dollars."""
+    """Return the first and the last column of E6's table: each source, and its factor without dollars."""
     path = notebook(Path(__file__).parents[1], "the-equivalence")
     cells = ["".join(cell["source"]) for cell in json.loads(path.read_text())["cells"]]
     (text,) = [cell for cell in cells if ":label: E6\n" in cell]
@@ -206,14 +206,14 @@ def losses_per_path(x: Inputs, log_pi, log_z) -> list[torch.Tensor]:
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("row", range(len(ROWS)), ids=lambda row: ROWS[row][:30])
 def test_every_factor_on_the_page(row, seed):
-    """The source's formula is a times the square of RTB's residual at beta = 1 / alpha, or has its gradient."""
+    """The source's formula is the factor times RTB's residual at beta = 1 / alpha, squared, or has that gradient."""
     source, written = factors_on_the_page()[row]
     assert source.startswith(ROWS[row])
-    x, a = Inputs(seed), FACTORS[written]
+    x, factor = Inputs(seed), FACTORS[written]
     log_pi, log_z = x.log_pi.clone().requires_grad_(), x.log_z.clone().requires_grad_()
     theirs = losses_per_path(x, log_pi, log_z)[row]
     weight = 0.0 if source.startswith("PCL") else 1.0  # PCL has no reference
-    square = a * rtb.residual(log_pi, weight * x.log_ref, x.rewards.sum(dim=1), log_z, beta=BETA).square()
+    square = factor * rtb.residual(log_pi, weight * x.log_ref, x.rewards.sum(dim=1), log_z, beta=BETA).square()
     if "gradient in" in source:
         wanted = log_pi if "theta" in source else log_z
         theirs, square = (torch.autograd.grad(side.sum(), wanted)[0] for side in (theirs, square))
