@@ -105,7 +105,7 @@ def run_and_write(study: str, task: dict[str, Any], provenance: dict[str, Any], 
     run: Callable[[dict, Path], Outcome] = importlib.import_module(f"experiments.{study}").run
     torch.set_num_threads(1)
     begin, cpu = time.time(), time.process_time()
-    checkpoint = CHECKPOINTS / study / f"{task['name']}.npz"
+    checkpoint = records.place(study, task["name"], where=CHECKPOINTS).with_suffix(".npz")
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     outcome = run(task, checkpoint)
     duration = {"seconds": round(time.time() - begin, 1), "processor_seconds": round(time.process_time() - cpu, 1)}
@@ -117,7 +117,7 @@ def run_and_write(study: str, task: dict[str, Any], provenance: dict[str, Any], 
 
 def is_done(study: str, task: dict) -> bool:
     """Whether a task has a result of the same configuration. Raises ``ValueError`` where it has one of another."""
-    path = RESULTS / study / f"{task['name']}.json"
+    path = records.place(study, task["name"], where=RESULTS)
     if not path.exists():
         return False
     if records.read(path).configuration != json.loads(json.dumps(task)):

@@ -347,14 +347,34 @@ def test_weights_can_be_loaded_from_arrays(tmp_path):
         {"state.weight": np.zeros((5, 3), dtype=np.float32)},
         {"last.bias": None},
         {"more": np.zeros(1)},
+        {"phases": np.zeros((5, 1), dtype=np.float32)},
+        {"phases": np.zeros((), dtype=np.float32)},
+        {"last.bias": np.zeros(2)},
+        {"last.bias": np.zeros(2, dtype=np.int64)},
+        {"last.bias": np.zeros(2, dtype=">f4")},
+        {"last.bias": np.array(["a", "b"])},
         {"phases": np.array([{}])},
+        {"last.bias": np.array([0.0, math.nan], dtype=np.float32)},
+        {"last.bias": np.array([0.0, -math.inf], dtype=np.float32)},
     ],
-    ids=["no width", "another width", "another dimension", "too few", "too many", "a pickle"],
+    ids=["no width", "another width", "another dimension", "too few", "too many", "a column", "one number", "float64"]
+    + ["integers", "bytes turned", "text", "a pickle", "NaN", "infinite"],
 )
 def test_other_weights_are_not_loaded(tmp_path, changes):
+    """The file is named; what numpy advises about pickles, which would run what is in it, is not said."""
     path = stored(tmp_path / "weights.npz", made(dtype=torch.float32), **changes)
-    with pytest.raises(ValueError, match="expected those of a DriftNetwork|allow_pickle=False"):
+    words = "holds other weights.*expected those of a DriftNetwork|cannot be read|infinite or NaN; expected finite"
+    with pytest.raises(ValueError, match=words) as refusal:
         networks.DriftNetwork.load(PROCESS, path)
+    assert str(path) in str(refusal.value) and "allow_pickle" not in str(refusal.value)
+    named = ("cannot be read", "frequencies", *changes)  # of another width they all are others, frequencies first
+    assert any(words in str(refusal.value) for words in named)
+
+
+def test_weights_of_another_process_are_not_loaded(tmp_path):
+    path = stored(tmp_path / "weights.npz", made(dtype=torch.float32))
+    with pytest.raises(ValueError, match=r"last.weight .*, not .*; expected those of a DriftNetwork"):
+        networks.DriftNetwork.load(diffusion.Process(dim=PROCESS.dim + 1), path)
 
 
 def test_initial_weights_are_bounded_as_torch_has_them():
