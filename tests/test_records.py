@@ -254,7 +254,7 @@ def steps(**columns):
         ({"history": bad}, "lacks history")
         for bad in (None, {}, [], {"steps": {}, "evaluations": {}}, steps() | {"a": 1})
     ]
-    + [({"history": steps() | {"diverged_at": bad}}, "lacks diverged_at") for bad in ("3", -1, True, [])]
+    + [({"history": steps() | {"diverged_at": bad}}, "lacks diverged_at") for bad in ("3", -1, True, [], 3.5)]
     + [
         ({"history": steps() | {table: bad}}, f"has {table} that are no table")
         for table in ("steps", "evaluations")

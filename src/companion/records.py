@@ -283,7 +283,7 @@ def _run(path: Path, text: str) -> Run:
     fit = {key: isinstance(record[key], dict) for key in ("configuration", "provenance", "measures")}
     fit |= {"study": isinstance(record["study"], str), "history": complete}
     fit["configuration"] = fit["configuration"] and isinstance(record["configuration"].get("name"), str)
-    fit["diverged_at"] = diverged_at is None or (_is_number(diverged_at) and diverged_at >= 0)
+    fit["diverged_at"] = diverged_at is None or (type(diverged_at) is int and diverged_at >= 0)
     if not all(fit.values()):
         raise ValueError(
             f"{path} lacks {', '.join(key for key in fit if not fit[key])}, or has something else there; expected the "
