@@ -339,6 +339,21 @@ def test_weights_can_be_loaded_from_arrays(tmp_path):
     assert all(parameter.requires_grad for parameter in loaded.parameters())
 
 
+@pytest.mark.parametrize("default", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_weights_keep_the_digits_of_their_file(tmp_path, dtype, default):
+    """Whatever torch's default is."""
+    network = made(width=7, dtype=dtype)
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(default)
+        loaded = networks.DriftNetwork.load(PROCESS, stored(tmp_path / "weights.npz", network))
+    finally:
+        torch.set_default_dtype(before)
+    kept = network.state_dict()
+    assert all(value.dtype == dtype and torch.equal(value, kept[name]) for name, value in loaded.state_dict().items())
+
+
 @pytest.mark.parametrize(
     "changes",
     [

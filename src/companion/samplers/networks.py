@@ -62,10 +62,13 @@ class DriftNetwork(torch.nn.Module):
     def load(cls, process: Process, path: Path | str) -> "DriftNetwork":
         """Return the network whose weights an npz file holds, one array for each name of its state dictionary.
 
+        It is of the dtype of the file, float32 or float64, so that no digit is lost.
         Raises ``ValueError`` where the file cannot be read, holds other weights, or some that are not finite.
         """
         arrays = read_arrays(path)
-        network = cls(process, torch.Generator(), width=max(1, arrays.get("phases", np.empty(0)).size))
+        phases = arrays.get("phases", np.empty(0))
+        network = cls(process, torch.Generator(), width=max(1, phases.size))
+        network.to(torch.float64 if phases.dtype == np.float64 else torch.float32)
         expected = {name: (tuple(value.shape), str(value.dtype)) for name, value in network.state_dict().items()}
         given = {name: (array.shape, f"torch.{array.dtype}") for name, array in arrays.items()}
         other = [
