@@ -17,13 +17,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from companion.validation import (
-    check_generator,
-    check_kind,
-    check_law,
-    check_number,
-    check_positive_integers,
-)
+from companion.validation import check_generator, check_kind, check_law, check_number, check_positive_integers
 
 
 @dataclass(frozen=True, eq=False)

@@ -277,21 +277,18 @@ def _run(path: Path, text: str) -> Run:
             f"{path} has the keys {keys} and schema {schema}; expected {_KEYS} and schema {SCHEMA}. Migrate it "
             "(experiments/migrations), or make it again."
         )
-    history = record["history"]
-    complete = isinstance(history, dict) and {"diverged_at", "steps", "evaluations"} == set(history)
-    diverged_at = history["diverged_at"] if complete else -1
-    fit = {key: isinstance(record[key], dict) for key in ("configuration", "provenance", "measures")}
-    fit |= {"study": isinstance(record["study"], str), "history": complete}
-    fit["configuration"] = fit["configuration"] and isinstance(record["configuration"].get("name"), str)
-    fit["diverged_at"] = diverged_at is None or (type(diverged_at) is int and diverged_at >= 0)
-    if not all(fit.values()):
-        raise ValueError(
-            f"{path} lacks {', '.join(key for key in fit if not fit[key])}, or has something else there; expected the "
-            f"parts of a run. {_MEND}"
-        )
+    study, configuration, provenance, measures, history = (record[key] for key in _KEYS[1:])
+    wrong = [key for key in _KEYS[2:] if not isinstance(record[key], dict)]
+    wrong += [] if isinstance(study, str) else ["study"]
+    wrong += [] if wrong or isinstance(configuration.get("name"), str) else ["configuration['name']"]
+    wrong += [] if wrong or {"diverged_at", "steps", "evaluations"} == set(history) else ["history"]
+    diverged_at = None if wrong else history["diverged_at"]
+    wrong += [] if diverged_at is None or (type(diverged_at) is int and diverged_at >= 0) else ["diverged_at"]
+    if wrong:
+        what = ", ".join(wrong)
+        raise ValueError(f"{path} lacks {what}, or has something else there; expected the parts of a run. {_MEND}")
     steps, evaluations = (_columns(path, table, history[table]) for table in ("steps", "evaluations"))
-    parts = (record["study"], record["configuration"], record["provenance"], record["measures"])
-    return Run(*parts, steps, evaluations, diverged_at, path)
+    return Run(study, configuration, provenance, measures, steps, evaluations, diverged_at, path)
 
 
 def _refuse_constant(name: str) -> None:
