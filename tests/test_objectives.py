@@ -383,7 +383,7 @@ def test_values_out_of_range_and_of_the_wrong_kind_are_refused(make, words):
         (EVERY_STEP, {"states": torch.full((2, 4), -1)}, "states go from -1 to -1"),
         (EVERY_STEP, {"states": torch.full((2, 4), 10)}, "states go from 10 to 10"),
         (TrustPCL(value=Network(torch.nn.Identity()), length=1), {}, "value is"),
-        (Reinforce(BETA, weights="tempered"), {"log_behaviour": None}, "weights='tempered' with replayed"),
+        (Reinforce(BETA, weights="tempered"), {"log_behaviour": None}, "weights='tempered' with a batch that has no"),
     ],
     ids=str,
 )

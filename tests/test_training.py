@@ -61,7 +61,7 @@ def test_measures_are_those_of_the_batch():
 @pytest.mark.parametrize("weights", ["importance", "tempered"])
 def test_weights_for_replayed_paths_are_refused(weights):
     """Their behaviour has no density."""
-    with pytest.raises(ValueError, match=f"weights='{weights}' with replayed paths.*Use 'none'"):
+    with pytest.raises(ValueError, match=f"weights='{weights}' with a batch that has no log_behaviour.*Use 'none'"):
         train(continuous(replayed=True), Reinforce(weights=weights), behaviour=Exploration(replayed=0.5))
 
 
