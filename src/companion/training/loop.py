@@ -152,8 +152,9 @@ def optimise(
     stop = iterations if stop_after is None else min(iterations, stop_after)
     optimiser = torch.optim.Adam([{"params": list(p), "lr": rate, "base": rate} for p, rate in groups if p])
     settings = dict(label) if isinstance(label, Mapping) else {"label": label}
-    if not all(isinstance(text, str) for text in settings.values()):
-        raise ValueError(f"label is {label!r}; expected text. Pass a str that names the reward, say.")
+    for text in settings.values():
+        if not isinstance(text, str):
+            raise ValueError(f"label is {text!r}; expected text. Pass a str, such as the name of the reward.")
     settings |= {"iterations": str(iterations), "rates": str([group["base"] for group in optimiser.param_groups])}
     settings["evaluations"] = "none" if evaluate is None else f"every {evaluate_every} steps"
     run = Run(optimiser, generator, settings, modules)
