@@ -184,7 +184,6 @@ class Told(VarGrad):
         ({"stop_after": 2.5}, "stop_after is 2.5"),
         ({"behaviour": UniformMixture}, "behaviour is <class"),
     ],
-    ids=str,
 )
 def test_what_does_not_train_is_refused_by_name(changes, words):
     """Before a weight is moved."""

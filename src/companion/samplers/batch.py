@@ -118,7 +118,11 @@ def join(parts: list[Batch]) -> Batch:
 
 
 class Sampler(Protocol):
-    """What :func:`companion.training.loop.fine_tune` asks of a sampler."""
+    """What :func:`companion.training.loop.fine_tune` asks of a sampler.
+
+    It may also have ``constants()``, what else it is made of, by name: a checkpoint describes these, and is refused
+    where they differ. Buffers of modules among its attributes are kept in a checkpoint without being asked for.
+    """
 
     def parameters(self) -> list[Tensor]:
         """Return the tensors to be trained."""
