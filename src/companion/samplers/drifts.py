@@ -22,6 +22,10 @@ class MixtureDrift:
     It is E[(s_1 - s_t) / (1 - t) | s_t], in closed form for Gaussians (the Doob transform, or Foellmer drift). With
     finitely many steps the samples follow the mixture only nearly; the discretised process is then the reference.
 
+    Attributes:
+        process: steps and noise.
+        mixture: the law of s_1.
+
     Source: Foellmer's drift, as in Zhang and Chen (2022). Used in chapter ``twenty-five-modes-to-nine``.
     """
 
@@ -57,7 +61,7 @@ class GuidedDrift:
     It adds ``strength sigma^2 k/(k + 1) grad log r(s_k)`` at step k. Nothing is trained, and the samples do not follow
     p*: log r(s_k) stands where the logarithm of the expected reward of the *end* would have to stand.
 
-    Args:
+    Attributes:
         process: steps and noise.
         drift: the prior's.
         log_reward: log r, ``[n, dim]`` to ``[n]``, differentiable; a gradient that is not finite counts as zero.
