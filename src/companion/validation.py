@@ -110,10 +110,10 @@ def check_steps(steps: Tensor | None, *, log_pi: Tensor, **others: Tensor) -> No
 
 
 def check_scalar(name: str, value: Tensor, log_pi: Tensor) -> None:
-    """Refuse what is neither a 0-d tensor nor ``[batch]`` (one per condition), or not finite. Raises ``ValueError``."""
+    """Refuse what is neither a 0-d tensor nor ``[batch]`` (one per path), or not finite. Raises ``ValueError``."""
     _check_tensor(name, value)
     shape = () if value.ndim == 0 else (log_pi.shape[0],)
-    check_like(name, value, log_pi, shape, "a 0-d tensor, or [batch] with one entry per condition")
+    check_like(name, value, log_pi, shape, "a 0-d tensor, or [batch] with one entry per path, that of its condition")
 
 
 def check_last_value(values: Tensor) -> None:

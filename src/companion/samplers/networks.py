@@ -42,6 +42,7 @@ class DriftNetwork(torch.nn.Module):
         check_generator(generator)
         check_positive_integers(width=width)
         super().__init__()
+        self.process = process
         layer = partial(skip_init, torch.nn.Linear)  # torch's own initial weights come from global state
         self.register_buffer("frequencies", torch.linspace(0.1, 100.0, width))
         self.phases = torch.nn.Parameter(torch.randn(width, generator=generator))
