@@ -82,7 +82,7 @@ claim: $(READY) ## run the checks of one claim alone: make claim ID=E2
 
 .PHONY: mutants
 mutants: $(READY) ## apply each deliberate error in turn; fail if one survives
-	@survived=0; $(FIXED) $(BIN)/python -m companion.claims.mutants || survived=1; \
+	@survived=0; $(FIXED) $(BIN)/python -m tests.mutation.deliberate || survived=1; \
 	$(MAKE) --no-print-directory ledger; exit $$survived
 
 .venv/mutation: tests/mutation/requirements.txt $(READY)
@@ -97,7 +97,7 @@ mutants-generated: .venv/mutation ## generate errors by the hundred; fail if the
 
 .PHONY: ledger
 ledger: $(READY) ## write the ledger page from the registry of claims
-	$(FIXED) $(BIN)/python -m companion.claims.ledger
+	$(FIXED) $(BIN)/python -m book.ledger
 
 .PHONY: execute
 execute: $(READY) ## re-run the notebooks in place, then the ledger: make execute [NOTEBOOKS=...]

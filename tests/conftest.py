@@ -11,8 +11,8 @@ import torch
 from changed import changed_files, tests_to_run
 from jupyter_client.manager import KernelManager
 
+from book.evidence import cell_checks
 from companion.claims import registry, written
-from companion.claims.evidence import cell_checks
 
 ROOT = Path(__file__).parents[1]
 # The path of a socket may have a hundred characters or so, and the usual temporary folder can be longer.

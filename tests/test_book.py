@@ -23,8 +23,9 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 import companion
-from companion.claims import chapter_of, chapter_titles, ledger, notebook, registry
-from companion.claims.evidence import cell_checks, test_checks
+from book import ledger
+from book.evidence import cell_checks, test_checks
+from companion.claims import chapter_of, chapter_titles, notebook, registry
 
 ROOT = Path(__file__).parents[1]
 CHAPTERS = sorted((ROOT / "notebooks").glob("*.ipynb"))

@@ -16,26 +16,26 @@ import torch
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from sympy import Sum
 
+from book import ledger
+from book.evidence import CellCheck, cell_checks, test_checks
 from companion import claims
 from companion.claims import (
     KINDS,
     SLACK,
-    Mutant,
     chapter_titles,
     check_converged,
     check_exact,
     check_statistical,
     check_symbolic,
     check_witness,
-    ledger,
-    mutants,
     notebook,
     registry,
     size_of_terms,
     written,
 )
-from companion.claims.evidence import CellCheck, cell_checks, test_checks
 from companion.symbolic import R, T, V, Z, k, n, over_path, t
+from tests.mutation import deliberate as mutants
+from tests.mutation.deliberate import Mutant, mutants_of
 
 ROOT = Path(__file__).parents[1]
 EPS = torch.finfo(torch.float64).eps
@@ -171,8 +171,18 @@ FIVE = {"within": (-0.02, 0.02), "seeds": 5}
         (check_symbolic, ("K3", Sum(R[t] * V[k], (t, 0, T), (k, 1, n)), Z), {"free": {T, n}}, "is a sum of sums"),
         (check_symbolic, ("K9", TELESCOPED, V[T] - V[0]), ALL, "'K9' is no claim; expected one of K1, K2"),
         (check_symbolic, ("X1", TELESCOPED, V[T] - V[0]), ALL, "X1 has no symbolic evidence"),
-        (check_symbolic, ("K3", T * V[0], T**2 * V[0]), ALL | {"given": {T: 1}}, "puts a value in for T, and T is said"),
-        (check_symbolic, ("K3", Z * T, T), ALL | {"given": {Z: 1, T * Z: T}}, r"value in for T\*Z, and T is said to be"),
+        (
+            check_symbolic,
+            ("K3", T * V[0], T**2 * V[0]),
+            ALL | {"given": {T: 1}},
+            "puts a value in for T, and T is said",
+        ),
+        (
+            check_symbolic,
+            ("K3", Z * T, T),
+            ALL | {"given": {Z: 1, T * Z: T}},
+            r"value in for T\*Z, and T is said to be",
+        ),
         (check_symbolic, ("K3", n * T, T), {"free": {n, T}, "given": {n**2: 1}}, r"value in for n\*\*2, and n is said"),
         (check_symbolic, ("K3", TELESCOPED, over_path(V[t + 1] - V[t])), ALL, "both sides are Sum.*; expected two"),
         (check_exact, ("K2", SAME, SAME), ONE, "both sides are one tensor"),
@@ -180,7 +190,12 @@ FIVE = {"within": (-0.02, 0.02), "seeds": 5}
         (check_exact, ("K2", numbers(), numbers()), ONE, "not empty"),
         (check_exact, ("K2", numbers(1), numbers(1, 1)), ONE, "Nothing is broadcast"),
         (check_exact, ("K2", numbers(1), numbers(1).float()), ONE, "equal shapes and dtypes"),
-        (check_exact, ("K2", numbers(1), numbers(1)), {"scale": 1.1e4}, "scale is up to 1.1e.04 .* Use check_converged"),
+        (
+            check_exact,
+            ("K2", numbers(1), numbers(1)),
+            {"scale": 1.1e4},
+            "scale is up to 1.1e.04 .* Use check_converged",
+        ),
         (check_exact, ("P1", numbers(0), numbers(0)), {"scale": SAME[:1] * 1e5}, "Use check_converged for what an"),
         (check_converged, ("X1", SAME, SAME), {"within": 1e-9}, "both sides are one tensor"),
         (check_converged, ("X1", SAME, SAME.clone()), {"within": 0.0}, "0.0 is given; expected a positive number"),
@@ -255,24 +270,31 @@ ROW = {"title": "A title", "statement": " $x$. ", "evidence": ["exact"]}
 ERROR = {"name": "any", "module": "mdp", "old": "a", "new": "b"}
 
 
-def test_claims_and_mutants_are_joined_by_chapter_and_claim():
-    made = claims._claims({"one": {"title": "One", "A1": ROW}, "two": {"title": "Two"}}, {"one": {"A1": [ERROR]}})
-    assert made == {"A1": claims.Claim("A1", "A title", "$x$.", "one", ("exact",), (Mutant("A1", **ERROR),))}
+def test_claims_are_joined_by_chapter():
+    made = claims._claims({"one": {"title": "One", "A1": ROW}, "two": {"title": "Two"}})
+    assert made == {"A1": claims.Claim("A1", "A title", "$x$.", "one", ("exact",))}
+    flags = claims._claims({"one": {"A1": ROW | {"planned": True, "missed": "half"}}})["A1"]
+    assert flags.planned and flags.missed == "half"
 
 
 @pytest.mark.parametrize(
-    ("chapters", "errors", "message"),
+    ("chapters", "message"),
     [
-        ({"one": {"A1": ROW}, "two": {"A1": ROW}}, {}, r"two has \['A1'\] twice"),
-        ({"one": {"A1": ROW}}, {"one": {"A2": [ERROR]}}, r"one has \['A2'\] twice, or mutants of it and no claim"),
-        ({"one": {"A1": ROW}}, {"two": {"A1": [ERROR]}}, r"mutants/ has files for \['two'\]"),
-        ({"one": {"A1": ROW | {"evidence": []}}}, {}, "expected one or more"),
-        ({"one": {"A1": ROW | {"evidence": ["exact", "rumour"]}}}, {}, r"A1 lists evidence \['rumour'\]"),
+        ({"one": {"A1": ROW}, "two": {"A1": ROW}}, r"two has \['A1'\], as another chapter has"),
+        ({"one": {"A1": ROW | {"evidence": []}}}, "expected one or more"),
+        ({"one": {"A1": ROW | {"evidence": ["exact", "rumour"]}}}, r"A1 lists evidence \['rumour'\]"),
     ],
 )
-def test_a_registry_that_contradicts_itself_is_refused(chapters, errors, message):
+def test_a_registry_that_contradicts_itself_is_refused(chapters, message):
     with pytest.raises(ValueError, match=message):
-        claims._claims(chapters, errors)
+        claims._claims(chapters)
+
+
+def test_mutants_belong_to_claims_of_their_chapter():
+    assert mutants._registered({"path-consistency": {"P1": [ERROR]}}) == {"P1": (Mutant("P1", **ERROR),)}
+    for chapter, claim in (("path-consistency", "K1"), ("path-consistency", "A1"), ("no-chapter", "P1")):
+        with pytest.raises(ValueError, match=rf"{chapter} has mutants of \['{claim}'\]; expected its own claims"):
+            mutants._registered({chapter: {claim: [ERROR]}})
 
 
 def test_a_chapter_has_one_notebook_whatever_its_number_or_none_yet(tmp_path):
@@ -290,14 +312,15 @@ def test_a_chapter_has_one_notebook_whatever_its_number_or_none_yet(tmp_path):
 def test_every_claim_of_a_written_chapter_registers_two_mutants_or_more():
     for claim in registry().values():
         if written(ROOT, claim):
-            assert len(claim.mutants) >= 2, claim.id
-            assert len({mutant.name for mutant in claim.mutants}) == len(claim.mutants), claim.id
+            errors = mutants_of(claim.id)
+            assert len(errors) >= 2, claim.id
+            assert len({mutant.name for mutant in errors}) == len(errors), claim.id
 
 
 MUTANTS = [
     pytest.param(mutant, id=f"{mutant.claim}-{mutant.name}".replace(" ", "-"))
-    for claim in registry().values()
-    for mutant in claim.mutants
+    for claim in registry()
+    for mutant in mutants_of(claim)
 ]
 
 
@@ -364,7 +387,7 @@ def project(tmp_path):
     (tmp_path / TESTS).write_text(MARKED)
     (tmp_path / "tests/helpers.py").write_text(MARKED + "def oracle(x):\n    return 3\n\ndef spare():\n    return 4\n")
     write_chapter(tmp_path, checking_cell("symbolic"), checking_cell("exact"))
-    write_record(tmp_path, registry()["K1"].mutants)
+    write_record(tmp_path, mutants_of("K1"))
     return tmp_path
 
 
@@ -480,19 +503,19 @@ def test_a_claim_without_a_test_says_so(project):
     (project / TESTS).write_text("")
     # Without its tests a claim's mutants were killed on other checks: they have to be hunted anew.
     assert status(project, "K1") == "missing: a test, mutants killed"
-    write_record(project, registry()["K1"].mutants)
+    write_record(project, mutants_of("K1"))
     assert status(project, "K1") == "missing: a test"
 
 
-def test_a_claim_without_any_mutant_is_not_proved(project):
-    claim = dataclasses.replace(registry()["K1"], mutants=())
-    assert ledger.status(project, claim, ledger.gather(project)) == "missing: mutants killed"
+def test_a_claim_without_any_mutant_is_not_proved(project, monkeypatch):
+    monkeypatch.setattr(ledger, "mutants_of", lambda claim: ())
+    assert status(project, "K1") == "missing: mutants killed"
 
 
 def test_a_mutant_not_killed_or_killed_on_other_code_is_missing(project):
-    write_record(project, registry()["K1"].mutants[:1])
+    write_record(project, mutants_of("K1")[:1])
     assert status(project, "K1") == "missing: mutants killed"
-    write_record(project, registry()["K1"].mutants)
+    write_record(project, mutants_of("K1"))
     assert status(project, "K1") == "proved, checked exactly"
     (project / mutants.RECORD).unlink()
     assert status(project, "K1") == "missing: mutants killed"
@@ -508,7 +531,7 @@ def test_the_ledger_shows_every_claim_with_its_links_tests_and_mutants(project):
     assert "- symbolic: {ref}`symbolic check 1 <check-k1-symbolic>`\n" in entry
     assert "- exact: {ref}`exact check 1 <check-k1-exact>`\n" in entry
     assert "- tests: `test_chapter.py::test_two_claims`, `test_chapter.py::test_one_claim`" in entry
-    killed = ", ".join(mutant.name for mutant in registry()["K1"].mutants)
+    killed = ", ".join(mutant.name for mutant in mutants_of("K1"))
     assert f"- mutants killed, 2 of 2: {killed}" in entry
     assert "- statement: {prf:ref}`K1`; status: **proved, checked exactly**; all checks: `make claim ID=K1`" in entry
     assert "\n## KL-regularised reinforcement learning\n\nSee {doc}`/notebooks/02-kl-regularised-rl`." in page
@@ -552,7 +575,7 @@ def test_the_ledger_of_a_project_without_chapters_is_all_planned(tmp_path):
 def test_the_digest_notices_the_code_the_tests_and_the_cells_with_what_they_use_and_nothing_else(
     project, file, old, new, noticed
 ):
-    mutant = registry()["K1"].mutants[0]
+    mutant = mutants_of("K1")[0]
     plain = mutants.digest(project, mutant)
     change(project, file, old, new)
     assert (mutants.digest(project, mutant) != plain) == noticed
@@ -560,7 +583,7 @@ def test_the_digest_notices_the_code_the_tests_and_the_cells_with_what_they_use_
 
 
 def test_the_digest_notices_the_mutant_itself_and_that_its_text_or_its_module_is_gone(project):
-    mutant = registry()["K1"].mutants[0]
+    mutant = mutants_of("K1")[0]
     others = [dataclasses.replace(mutant, **new) for new in ({"new": "0"}, {"old": mutant.old[1:]}, {"module": "gone"})]
     digests = {mutants.digest(project, made) for made in (mutant, *others)}
     plain = mutants.digest(project, mutant)
@@ -579,7 +602,7 @@ def test_the_digest_notices_the_statements_in_which_the_text_stands_and_not_thei
 
 
 def test_a_finding_is_fresh_while_the_code_stands_and_both_turned_red(project):
-    mutant = registry()["K1"].mutants[0]
+    mutant = mutants_of("K1")[0]
     full = {"test": "tests/x", "cell": "notebooks/x", "digest": mutants.digest(project, mutant)}
     assert mutants.fresh(project, mutant, {"K1": {mutant.name: full}})
     for spoilt in ({"test": None}, {"cell": None}, {"digest": "0"}):
@@ -606,7 +629,7 @@ CELL = f"{PAGE}::Cell "
 def test_a_hunt_runs_on_a_mutated_copy_and_names_the_first_test_and_checking_cell(
     project, monkeypatch, failed, test, cell
 ):
-    mutant = registry()["K1"].mutants[0]
+    mutant = mutants_of("K1")[0]
     before = (project / SOLVER).read_text()
 
     def failures(root, claim, source):
@@ -627,7 +650,7 @@ def test_a_real_run_names_the_tests_and_cells_of_the_claim_that_failed(project):
     marked = "import pytest\n@pytest.mark.claim('K1')\ndef test_red():\n    assert 0\n"
     body = marked + "def test_other():\n    assert 0\n"
     (project / TESTS).write_text(body)
-    (project / "pytest.ini").write_text("[pytest]\nmarkers = claim\n")
+    (project / "pytest.ini").write_text(f"[pytest]\nmarkers = claim\npythonpath = {ROOT}\n")
     first = new_code_cell("print(2)", outputs=[new_output("stream", name="stdout", text="2\n")])
     check, last = checking_cell("exact"), new_code_cell("1 / 0")
     check.source = f"if 0:\n    {check.source}\nprint('another line')"
@@ -679,7 +702,7 @@ def test_a_run_that_takes_too_long_is_no_finding(monkeypatch, tmp_path):
 
 # The command: the chapter of K1 to K6 is written, and the mutants of K1 were killed already.
 
-CHAPTER = [mutant for claim in ("K1", "K2", "K3", "K4", "K5", "K6") for mutant in registry()[claim].mutants]
+CHAPTER = [mutant for claim in ("K1", "K2", "K3", "K4", "K5", "K6") for mutant in mutants_of(claim)]
 REST = [mutant for mutant in CHAPTER if mutant.claim != "K1"]
 
 
@@ -718,7 +741,7 @@ def test_all_of_them_or_those_of_a_claim_are_hunted_on_demand(command):
     run, hunted, _ = command
     assert run("--all") == 0 and hunted == CHAPTER
     hunted.clear()
-    assert run("K1") == 0 and hunted == list(registry()["K1"].mutants)
+    assert run("K1") == 0 and hunted == list(mutants_of("K1"))
 
 
 @pytest.mark.parametrize("missing", ["test", "cell"])

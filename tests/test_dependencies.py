@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from companion.claims import registry
-from companion.claims.dependencies import dependencies, read, standing_at
+from tests.mutation.deliberate import mutants_of
+from tests.mutation.dependencies import dependencies, read, standing_at
 
 ROOT = Path(__file__).parents[1]
 MAIN = '''"""A module."""
@@ -230,7 +231,7 @@ def test_a_relative_import_is_refused():
 
 def by_mutant(sources: dict[str, str]) -> dict[tuple[str, str], list[str]]:
     """Return for every mutant what the code that it changes depends on."""
-    everyone = [mutant for claim in registry().values() for mutant in claim.mutants]
+    everyone = [mutant for claim in registry() for mutant in mutants_of(claim)]
     return {(m.claim, m.name): needed(sources, f"companion.{m.module}", m.old) for m in everyone}
 
 

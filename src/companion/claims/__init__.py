@@ -1,8 +1,8 @@
 """The registry of claims, and the assertions by which a notebook cell or a test checks one of them.
 
 ``registry/NN-chapter.toml`` gives a chapter's title and states each of its claims once: ID, title, statement in MyST,
-and the kinds of evidence it must have. ``mutants/NN-chapter.toml`` lists by claim the deliberate errors (mutants) that
-its checks must catch. A chapter is known by its notebook's name without the number, and the numbers order the chapters.
+and the kinds of evidence it must have. A chapter is known by its notebook's name without the number, and the numbers
+order the chapters.
 A check names its claim and its kind:
 
 - :func:`check_symbolic`: two expressions differ by exactly zero, for a horizon that stays a symbol;
@@ -12,8 +12,7 @@ A check names its claim and its kind:
 - :func:`check_witness`: a gap is there, so that something fails to hold.
 
 Each asserts, then prints what was compared and the bound that held, never digits that could differ between machines.
-:mod:`companion.claims.evidence` finds the checks, :mod:`companion.claims.ledger` writes the ledger from them, and
-:mod:`companion.claims.mutants` tries to slip the errors past them.
+The book's ledger is written from the checks that are found in its cells and tests.
 """
 
 import math
@@ -44,25 +43,6 @@ _ENTRIES = (sympy.Sum, sympy.Indexed, sympy.Derivative, AppliedUndef)
 
 
 @dataclass(frozen=True)
-class Mutant:
-    """A deliberate error.
-
-    Attributes:
-        claim: ID of the claim whose checks must catch it.
-        name: what is wrong, in words.
-        module: the module of the package that it is put into, such as ``rtb`` or ``samplers.diffusion``.
-        old: the text that it replaces, which stands in the module once.
-        new: the text that takes its place.
-    """
-
-    claim: str
-    name: str
-    module: str
-    old: str
-    new: str
-
-
-@dataclass(frozen=True)
 class Claim:
     """One row of the registry: what is claimed, where it is derived, and which evidence it must have.
 
@@ -72,7 +52,6 @@ class Claim:
         statement: the claim in a sentence or three, in MyST.
         chapter: name of the notebook that derives it, without number and ending.
         evidence: the kinds of evidence that it must have, the strongest first.
-        mutants: the deliberate errors that its checks must catch.
         planned: whether it is still to be shown, although its chapter is there.
         missed: the part of it that its runs did not bear out, in a few words; empty where there is none.
     """
@@ -82,7 +61,6 @@ class Claim:
     statement: str
     chapter: str
     evidence: tuple[str, ...]
-    mutants: tuple[Mutant, ...]
     planned: bool = False
     missed: str = ""
 
@@ -91,15 +69,14 @@ class Claim:
 def registry() -> Mapping[str, Claim]:
     """Return every claim by its ID, in the order of the book.
 
-    Raises ``ValueError`` for an ID that stands twice, an unknown kind of evidence, or mutants of no claim of their
-    chapter.
+    Raises ``ValueError`` for an ID that stands twice, or an unknown kind of evidence.
     """
-    return _claims(_tables("registry"), _tables("mutants"))
+    return _claims(_tables())
 
 
 def chapter_titles() -> Mapping[str, str]:
     """Return the title of every chapter, written or planned, by its name, in the order of the book."""
-    return {chapter: table["title"] for chapter, table in _tables("registry").items()}
+    return {chapter: table["title"] for chapter, table in _tables().items()}
 
 
 def chapter_of(path: Path) -> str:
@@ -283,36 +260,31 @@ def size_of_terms(
 
 
 @cache
-def _tables(part: str) -> dict[str, dict[str, Any]]:
-    """The files of ``registry/`` or ``mutants/`` by chapter, in the order of the book."""
-    found = sorted(files("companion.claims").joinpath(part).iterdir(), key=lambda path: path.name)
+def _tables() -> dict[str, dict[str, Any]]:
+    """The files of ``registry/`` by chapter, in the order of the book."""
+    found = sorted(files("companion.claims").joinpath("registry").iterdir(), key=lambda path: path.name)
     return {chapter_of(Path(p.name)): tomllib.loads(p.read_text()) for p in found if p.name.endswith(".toml")}
 
 
-def _claims(chapters: Mapping[str, dict[str, Any]], mutants: Mapping[str, dict[str, Any]]) -> dict[str, Claim]:
+def _claims(chapters: Mapping[str, dict[str, Any]]) -> dict[str, Claim]:
     claims: dict[str, Claim] = {}
     for chapter, table in chapters.items():
         rows = {key: row for key, row in table.items() if key != "title"}
-        errors = mutants.get(chapter, {})
-        wrong = sorted(set(rows) & set(claims) | set(errors) - set(rows))
-        if wrong:
-            raise ValueError(f"{chapter} has {wrong} twice, or mutants of it and no claim. Mend its two files.")
-        claims |= {key: _claim(key, row, chapter, errors.get(key, ())) for key, row in rows.items()}
-    homeless = sorted(set(mutants) - set(chapters))
-    if homeless:
-        raise ValueError(f"mutants/ has files for {homeless}; expected chapters of registry/. Name them alike.")
+        twice = sorted(set(rows) & set(claims))
+        if twice:
+            raise ValueError(f"{chapter} has {twice}, as another chapter has; expected every claim once. Drop one.")
+        claims |= {key: _claim(key, row, chapter) for key, row in rows.items()}
     return claims
 
 
-def _claim(key: str, row: dict[str, Any], chapter: str, mutants: Collection[dict[str, str]]) -> Claim:
+def _claim(key: str, row: dict[str, Any], chapter: str) -> Claim:
     unknown = set(row["evidence"]) - set(KINDS)
     if unknown or not row["evidence"]:
         raise ValueError(
             f"{key} lists evidence {sorted(unknown)}; expected one or more of {KINDS}. Mend the file of {chapter}."
         )
-    errors = tuple(Mutant(key, **mutant) for mutant in mutants)
     evidence, rest = tuple(row["evidence"]), {name: row[name] for name in ("planned", "missed") if name in row}
-    return Claim(key, row["title"], row["statement"].strip(), chapter, evidence, errors, **rest)
+    return Claim(key, row["title"], row["statement"].strip(), chapter, evidence, **rest)
 
 
 def _require(claim: str, kind: str) -> None:

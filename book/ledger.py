@@ -1,6 +1,6 @@
 """Writes the book's ledger from the registry, the checks found, and the record of mutants killed.
 
-``python -m companion.claims.ledger`` writes ``book/ledger.md``; a test compares it with what would be written.
+``python -m book.ledger`` writes ``book/ledger.md``; a test compares it with what would be written.
 """
 
 from collections.abc import Mapping
@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
+from book.evidence import CellCheck, TestCheck, cell_checks, test_checks
 from companion.claims import Claim, chapter_titles, notebook, registry, written
-from companion.claims.evidence import CellCheck, TestCheck, cell_checks, test_checks
-from companion.claims.mutants import fresh, read_record
+from tests.mutation.deliberate import fresh, mutants_of, read_record
 
 _HEAD = """# The ledger of claims
 
@@ -31,10 +31,10 @@ alone. It is killed when a test *and* a notebook cell of its claim turn red. `ma
 
 **Status**: what the evidence amounts to, a word for each kind that is listed. Every kind then has a check that ran in
 the committed notebooks, at least one test carries the claim, and all its mutants were killed; otherwise the status says
-what is missing. *Proved*: the algebra is, in symbols; what else its proof needs is in the chapter. *Checked exactly*: on
-the problems of the chapter, whose proof, where it has one, is in prose. *Reached*: by descents. *Supported*: by seeds,
-within a margin, and no more than that. *Shown by example*: that something fails to hold. *Missed in part*: the runs did
-not bear out all that was predicted. *Planned*: for a chapter, or a section, that is still to be written.
+what is missing. *Proved*: the algebra is, in symbols; what else its proof needs is in the chapter. *Checked exactly*:
+on the problems of the chapter, whose proof, where it has one, is in prose. *Reached*: by descents. *Supported*: by
+seeds, within a margin, and no more than that. *Shown by example*: that something fails to hold. *Missed in part*: the
+runs did not bear out all that was predicted. *Planned*: for a chapter, or a section, that is still to be written.
 """
 
 #: What a kind of evidence amounts to.
@@ -65,8 +65,7 @@ class Evidence:
 def gather(root: Path) -> Evidence:
     """Return what stands behind the claims of the project at ``root``."""
     record = read_record(root)
-    claims = registry().values()
-    killed = {claim.id: [mutant.name for mutant in claim.mutants if fresh(root, mutant, record)] for claim in claims}
+    killed = {id_: [mutant.name for mutant in mutants_of(id_) if fresh(root, mutant, record)] for id_ in registry()}
     return Evidence(cell_checks(root), test_checks(root), killed)
 
 
@@ -89,7 +88,7 @@ def status(root: Path, claim: Claim, found: Evidence) -> str:
     given = {check.kind for check in found.cells if check.claim == claim.id and check.executed}
     missing = [kind for kind in claim.evidence if kind not in given]
     missing += [] if any(test.claim == claim.id for test in found.tests) else ["a test"]
-    missing += [] if claim.mutants and len(found.killed[claim.id]) == len(claim.mutants) else ["mutants killed"]
+    missing += [] if 0 < len(found.killed[claim.id]) == len(mutants_of(claim.id)) else ["mutants killed"]
     if missing:
         return "missing: " + ", ".join(missing)
     amounts = ", ".join(_WORDS[kind] for kind in claim.evidence)
@@ -104,7 +103,7 @@ def _summary(root: Path, found: Evidence) -> str:
     ]
     for claim in registry().values():
         name = f"[{claim.id}](#ledger-{claim.id.lower()})"
-        mutants = f"{len(found.killed[claim.id])} of {len(claim.mutants)}" if claim.mutants else "–"
+        mutants = f"{len(found.killed[claim.id])} of {len(mutants_of(claim.id))}" if mutants_of(claim.id) else "–"
         state = status(root, claim, found)
         lines.append(f"| {name} | {claim.title} | {', '.join(claim.evidence)} | {mutants} | {state} |")
     return "\n".join(lines) + "\n"
@@ -124,7 +123,7 @@ def _entry(root: Path, claim: Claim, found: Evidence) -> str:
     names = ", ".join(f"`{test.test}`" for test in found.tests if test.claim == claim.id)
     lines.append(f"- tests: {names or 'none'}")
     killed = found.killed[claim.id]
-    lines.append(f"- mutants killed, {len(killed)} of {len(claim.mutants)}: {', '.join(killed) or 'none'}")
+    lines.append(f"- mutants killed, {len(killed)} of {len(mutants_of(claim.id))}: {', '.join(killed) or 'none'}")
     lines.append(f"- statement: {{prf:ref}}`{claim.id}`; status: **{state}**; all checks: `make claim ID={claim.id}`\n")
     return "\n".join(lines)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from companion.claims import notebook
-from companion.claims.dependencies import dependencies, read, standing_at
+from tests.mutation.dependencies import dependencies, read, standing_at
 
 #: A check's name, and the kind of evidence it gives.
 CHECKS = {

@@ -1,10 +1,10 @@
 """Puts one deliberate error at a time into a copy of the package, and asks whether anything notices.
 
-``python -m companion.claims.mutants`` applies every mutant of the registry, runs the tests and the notebook cells of
-its claim, and shows which turned red. A mutant is killed only when a test *and* a cell that checks the claim did; one
-that survives either fails the command. Findings are recorded in ``results/mutants.json``, each with a digest of the
-statement mutated, the checks, and what either depends on (:mod:`companion.claims.dependencies`); those that are up to
-date are not hunted again.
+``errors/NN-chapter.toml`` lists by claim the errors (mutants) that its checks must catch. ``python -m
+tests.mutation.deliberate`` applies each, runs the tests and the notebook cells of its claim, and shows which turned
+red. A mutant is killed only when a test *and* a cell that checks the claim did; one that survives either fails the
+command. Findings are recorded in ``results/mutants.json``, each with a digest of the statement mutated, the checks, and
+what either depends on (:mod:`tests.mutation.dependencies`); those that are up to date are not hunted again.
 """
 
 import argparse
@@ -16,13 +16,16 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import tomllib
 from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
-from companion.claims import Claim, Mutant, registry, written
-from companion.claims.dependencies import dependencies, read, standing_at
-from companion.claims.evidence import cell_checks, sources
+from book.evidence import cell_checks, sources
+from companion.claims import chapter_of, registry, written
+from tests.mutation.dependencies import dependencies, read, standing_at
 
 #: What a hunt found: the first test and the first cell that turned red, and the digest of what it was found on.
 Finding = dict[str, str | None]
@@ -33,6 +36,47 @@ Record = dict[str, dict[str, Finding]]
 RECORD = Path("results/mutants.json")
 #: Seconds after which the checks of one claim count as stuck.
 TIMEOUT = 600
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A deliberate error.
+
+    Attributes:
+        claim: ID of the claim whose checks must catch it.
+        name: what is wrong, in words.
+        module: the module of the package that it is put into, such as ``rtb`` or ``samplers.diffusion``.
+        old: the text that it replaces, which stands in the module once.
+        new: the text that takes its place.
+    """
+
+    claim: str
+    name: str
+    module: str
+    old: str
+    new: str
+
+
+def mutants_of(claim: str) -> tuple[Mutant, ...]:
+    """Return the deliberate errors that the checks of a claim must catch."""
+    return registered().get(claim, ())
+
+
+@cache
+def registered() -> Mapping[str, tuple[Mutant, ...]]:
+    """Return the deliberate errors by claim. Raises ``ValueError`` where a file names a claim of another chapter."""
+    paths = sorted(Path(__file__).with_name("errors").glob("*.toml"))
+    return _registered({chapter_of(path): tomllib.loads(path.read_text()) for path in paths})
+
+
+def _registered(tables: Mapping[str, Mapping[str, list[dict[str, str]]]]) -> dict[str, tuple[Mutant, ...]]:
+    found = {}
+    for chapter, table in tables.items():
+        homeless = sorted(key for key in table if key not in registry() or registry()[key].chapter != chapter)
+        if homeless:
+            raise ValueError(f"{chapter} has mutants of {homeless}; expected its own claims. Mend its file in errors/.")
+        found |= {key: tuple(Mutant(key, **row) for row in rows) for key, rows in table.items()}
+    return found
 
 
 def main() -> int:
@@ -50,7 +94,7 @@ def main() -> int:
         for mutant, finding in zip(wanted, pool.map(lambda mutant: hunt(root, mutant), wanted), strict=True):
             _show(mutant, finding)
             _save(root, mutant, finding)
-    everyone = [mutant for claim in _written(root) for mutant in claim.mutants]
+    everyone = [mutant for claim in _written(root) for mutant in mutants_of(claim)]
     killed = sum(fresh(root, mutant, read_record(root)) for mutant in everyone)
     print(f"{killed} of {len(everyone)} mutants killed, {len(wanted)} of them hunted now")
     return 0 if killed == len(everyone) else 1
@@ -82,7 +126,7 @@ def apply(mutant: Mutant, source: str) -> str:
     if source.count(mutant.old) != 1:
         raise ValueError(
             f"{mutant.claim}, {mutant.name!r}: {mutant.old!r} stands {source.count(mutant.old)} times in "
-            f"{mutant.module}.py; expected once. Mend it in claims/mutants."
+            f"{mutant.module}.py; expected once. Mend it in tests/mutation/errors."
         )
     return source.replace(mutant.old, mutant.new)
 
@@ -110,16 +154,16 @@ def fresh(root: Path, mutant: Mutant, record: Mapping[str, Mapping[str, Finding]
     return killed and finding["digest"] == digest(root, mutant)
 
 
-def _written(root: Path) -> list[Claim]:
-    return [claim for claim in registry().values() if written(root, claim)]
+def _written(root: Path) -> list[str]:
+    return [claim.id for claim in registry().values() if written(root, claim)]
 
 
 def _wanted(root: Path, claims: Collection[str], everything: bool) -> list[Mutant]:
-    known = {claim.id for claim in _written(root)}
+    known = set(_written(root))
     if not set(claims) <= known:
         names = ", ".join(sorted(set(claims) - known))
         raise SystemExit(f"{names}: no claim of a chapter that is written; expected some of {', '.join(sorted(known))}")
-    wanted = [mutant for claim in _written(root) if not claims or claim.id in claims for mutant in claim.mutants]
+    wanted = [mutant for claim in _written(root) if not claims or claim in claims for mutant in mutants_of(claim)]
     return [mutant for mutant in wanted if claims or everything or not fresh(root, mutant, read_record(root))]
 
 
@@ -166,9 +210,9 @@ def _save(root: Path, mutant: Mutant, finding: Finding) -> None:
     path, record = root / RECORD, read_record(root)
     record.setdefault(mutant.claim, {})[mutant.name] = finding
     kept = {}
-    for claim in registry().values():
-        known = record.get(claim.id, {})
-        kept[claim.id] = {mutant.name: known[mutant.name] for mutant in claim.mutants if mutant.name in known}
+    for claim in registry():
+        known = record.get(claim, {})
+        kept[claim] = {mutant.name: known[mutant.name] for mutant in mutants_of(claim) if mutant.name in known}
     path.parent.mkdir(exist_ok=True)
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps({key: found for key, found in kept.items() if found}, indent=1) + "\n")
