@@ -22,6 +22,7 @@ from companion.claims import (
     SLACK,
     Mutant,
     chapter_titles,
+    check_converged,
     check_exact,
     check_statistical,
     check_symbolic,
@@ -65,6 +66,7 @@ def test_a_check_that_passes_prints_a_line_that_is_the_same_on_every_machine(cap
     check_exact("K2", numbers(3), numbers(3), "one value", scale=1000.0)
     check_exact("K2", many, many.clone(), "many", scale=1.0)
     check_exact("K2", numbers(1, 0), numbers(1, 0), "half of them zero", scale=1.0)
+    check_converged("X1", numbers(1, 2), numbers(1, 2 + 1e-9), "a descent", within=1e-8)
     check_statistical("X2", -0.0123, 0.0042, "difference", within=(-0.02, 0.02), seeds=5)
     check_statistical("X2", 0.31, 0.52, "distance", within=(0.2, math.inf), seeds=2)
     check_witness("R4", torch.tensor(0.25), "distance of the marginals", above=0.1)
@@ -77,6 +79,7 @@ def test_a_check_that_passes_prints_a_line_that_is_the_same_on_every_machine(cap
         "✓ K2 exact: one value (1 value within 1e-11)",
         "✓ K2 exact: many (1,234 values within 1e-14)",
         "✓ K2 exact: half of them zero (2 values within 1e-14)",
+        "✓ X1 converged: a descent (2 values within 1e-08)",
         "✓ X2 statistical: difference (5 seeds, interval above -0.02 and below 0.02)",
         "✓ X2 statistical: distance (2 seeds, interval above 0.2)",
         "✓ R4 witness: distance of the marginals (more than 0.1)",
@@ -124,6 +127,13 @@ def test_a_claim_that_something_vanishes_may_compare_with_zeros():
         check_exact("P1", numbers(1e-12, 0), numbers(0, 0), "residuals", scale=1.0)
 
 
+def test_where_a_descent_ends_may_differ_by_the_tolerance_and_no_more():
+    check_converged("X1", numbers(1e-9), numbers(0), "distance", within=1e-9)
+    for ended in (1.01e-9, -1.01e-9, math.nan, math.inf):
+        with pytest.raises(AssertionError, match="X1 fails: distance; it ended .* away, more than 1e-09"):
+            check_converged("X1", numbers(ended), numbers(0), "distance", within=1e-9)
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_values_that_are_not_finite_never_agree(bad):
     with pytest.raises(AssertionError):
@@ -161,11 +171,24 @@ FIVE = {"within": (-0.02, 0.02), "seeds": 5}
         (check_symbolic, ("K3", Sum(R[t] * V[k], (t, 0, T), (k, 1, n)), Z), {"free": {T, n}}, "is a sum of sums"),
         (check_symbolic, ("K9", TELESCOPED, V[T] - V[0]), ALL, "'K9' is no claim; expected one of K1, K2"),
         (check_symbolic, ("X1", TELESCOPED, V[T] - V[0]), ALL, "X1 has no symbolic evidence"),
+        (check_symbolic, ("K3", T * V[0], T**2 * V[0]), ALL | {"given": {T: 1}}, "puts a value in for T, and T is said"),
+        (check_symbolic, ("K3", Z * T, T), ALL | {"given": {Z: 1, T * Z: T}}, r"value in for T\*Z, and T is said to be"),
+        (check_symbolic, ("K3", n * T, T), {"free": {n, T}, "given": {n**2: 1}}, r"value in for n\*\*2, and n is said"),
+        (check_symbolic, ("K3", TELESCOPED, over_path(V[t + 1] - V[t])), ALL, "both sides are Sum.*; expected two"),
         (check_exact, ("K2", SAME, SAME), ONE, "both sides are one tensor"),
         (check_exact, ("K2", SAME, SAME.view(2)), ONE, "both sides are one tensor"),
         (check_exact, ("K2", numbers(), numbers()), ONE, "not empty"),
         (check_exact, ("K2", numbers(1), numbers(1, 1)), ONE, "Nothing is broadcast"),
         (check_exact, ("K2", numbers(1), numbers(1).float()), ONE, "equal shapes and dtypes"),
+        (check_exact, ("K2", numbers(1), numbers(1)), {"scale": 1.1e4}, "scale is up to 1.1e.04 .* Use check_converged"),
+        (check_exact, ("P1", numbers(0), numbers(0)), {"scale": SAME[:1] * 1e5}, "Use check_converged for what an"),
+        (check_converged, ("X1", SAME, SAME), {"within": 1e-9}, "both sides are one tensor"),
+        (check_converged, ("X1", SAME, SAME.clone()), {"within": 0.0}, "0.0 is given; expected a positive number"),
+        (check_converged, ("X1", SAME, SAME.clone()), {"within": math.nan}, "expected a positive number"),
+        (check_converged, ("X1", SAME, -SAME), {"within": 2.0}, "most values are below the tolerance"),
+        (check_converged, ("X1", SAME, 0 * SAME), {"within": 1e-6}, "the tolerance around zero is 1e-06"),
+        (check_converged, ("X1", SAME, SAME[:1].clone()), {"within": 1e-9}, "Nothing is broadcast"),
+        (check_converged, ("K1", SAME, SAME.clone()), {"within": 1e-9}, "K1 has no converged evidence"),
         (check_exact, ("K2", numbers(1), numbers(2)), {"scale": 1e15}, "most values are below the tolerance"),
         (check_exact, ("K2", numbers(1e-15), numbers(2e-15)), ONE, "most values are below the tolerance"),
         (check_exact, ("K2", numbers(1, 0, 1e-15), numbers(1, 0, 1e-15)), ONE, "most values are below the tolerance"),
@@ -441,10 +464,16 @@ def status(root: Path, claim: str) -> str:
 
 
 def test_a_claim_is_planned_or_proved_or_lists_all_that_is_missing(project):
-    assert [status(project, claim) for claim in ("P1", "K1")] == ["planned", "proved"]
+    assert [status(project, claim) for claim in ("P1", "K1")] == ["planned", "proved, checked exactly"]
     assert status(project, "K5") == "missing: symbolic, exact, a test, mutants killed"
     write_chapter(project, checking_cell("symbolic"), checking_cell("exact", executed=False))
     assert status(project, "K1") == "missing: exact"
+
+
+def test_what_was_missed_is_said_and_every_kind_of_evidence_has_its_word(project):
+    claim, found = dataclasses.replace(registry()["K1"], missed="one weight"), ledger.gather(project)
+    assert ledger.status(project, claim, found) == "proved, checked exactly; missed in part: one weight"
+    assert list(ledger._WORDS) == list(KINDS) and len(set(ledger._WORDS.values())) == len(KINDS)
 
 
 def test_a_claim_without_a_test_says_so(project):
@@ -464,7 +493,7 @@ def test_a_mutant_not_killed_or_killed_on_other_code_is_missing(project):
     write_record(project, registry()["K1"].mutants[:1])
     assert status(project, "K1") == "missing: mutants killed"
     write_record(project, registry()["K1"].mutants)
-    assert status(project, "K1") == "proved"
+    assert status(project, "K1") == "proved, checked exactly"
     (project / mutants.RECORD).unlink()
     assert status(project, "K1") == "missing: mutants killed"
 
@@ -481,7 +510,7 @@ def test_the_ledger_shows_every_claim_with_its_links_tests_and_mutants(project):
     assert "- tests: `test_chapter.py::test_two_claims`, `test_chapter.py::test_one_claim`" in entry
     killed = ", ".join(mutant.name for mutant in registry()["K1"].mutants)
     assert f"- mutants killed, 2 of 2: {killed}" in entry
-    assert "- statement: {prf:ref}`K1`; status: **proved**; all checks: `make claim ID=K1`" in entry
+    assert "- statement: {prf:ref}`K1`; status: **proved, checked exactly**; all checks: `make claim ID=K1`" in entry
     assert "\n## KL-regularised reinforcement learning\n\nSee {doc}`/notebooks/02-kl-regularised-rl`." in page
     assert "\n## Path consistency\n\nPlanned." in page
     assert "| Prompts | exact, statistical | – | planned |" in page
@@ -492,7 +521,7 @@ def test_the_ledger_of_a_project_without_chapters_is_all_planned(tmp_path):
     assert cell_checks(tmp_path) == [] == test_checks(tmp_path)
     page = ledger.render(tmp_path)
     assert page.count("| planned |") == len(BOOK)
-    assert "proved |" not in page and "{doc}" not in page
+    assert "proved, checked exactly |" not in page and "{doc}" not in page
     assert page == ledger.render(tmp_path)
 
 

@@ -7,6 +7,7 @@ A check names its claim and its kind:
 
 - :func:`check_symbolic`: two expressions differ by exactly zero, for a horizon that stays a symbol;
 - :func:`check_exact`: two tensors agree to rounding, on a problem that is enumerated, not sampled;
+- :func:`check_converged`: an optimiser that used exact gradients ended where it should, within a stated tolerance;
 - :func:`check_statistical`: an interval over several seeds lies within a margin that was fixed beforehand;
 - :func:`check_witness`: a gap is there, so that something fails to hold.
 
@@ -26,14 +27,20 @@ from typing import Any
 
 import sympy
 import torch
+from sympy.core.function import AppliedUndef
 from torch import Tensor
 
 from companion.symbolic import reduce
 
 #: Kinds of evidence, the strongest first.
-KINDS = ("symbolic", "exact", "statistical", "witness")
+KINDS = ("symbolic", "exact", "converged", "statistical", "witness")
 #: Rounding allowed, in eps times the size of the terms summed. Sums here have tens of terms, each rounded a few times.
 SLACK = 32
+#: The most that ``scale`` may be, relative to the largest value, or to one. What needs more has another error than
+#: rounding, an optimiser's say.
+LARGEST_SCALE = 1e4
+#: What an equation in ``given`` may be about as a whole.
+_ENTRIES = (sympy.Sum, sympy.Indexed, sympy.Derivative, AppliedUndef)
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,7 @@ class Claim:
         evidence: the kinds of evidence that it must have, the strongest first.
         mutants: the deliberate errors that its checks must catch.
         planned: whether it is still to be shown, although its chapter is there.
+        missed: the part of it that its runs did not bear out, in a few words; empty where there is none.
     """
 
     id: str
@@ -76,6 +84,7 @@ class Claim:
     evidence: tuple[str, ...]
     mutants: tuple[Mutant, ...]
     planned: bool = False
+    missed: str = ""
 
 
 @cache
@@ -128,11 +137,13 @@ def check_symbolic(
         right: the other; ``left - right`` must reduce to zero.
         what: the equation in words or symbols, for the reader.
         free: symbols that must still occur in one side or the other, so that no number was put in for them on the way.
-        given: equations used at the end, such as ``{over_actions(pi[a]): 1}``.
+        given: equations used at the end, such as ``{over_actions(pi[a]): 1}``: values of sums, entries, functions and
+            derivatives, or of symbols that are not in ``free``.
 
     Raises:
         AssertionError: where the sides differ; the message shows what is left.
-        ValueError: for an unknown claim or where a symbol of ``free`` is gone.
+        ValueError: for an unknown claim, where a symbol of ``free`` is gone or ``given`` puts something in for it, or
+            where the sides are one expression to begin with.
     """
     _require(claim, "symbolic")
     left, right = sympy.sympify(left), sympy.sympify(right)
@@ -142,6 +153,9 @@ def check_symbolic(
         raise ValueError(
             f"{claim}: expected free symbols that occur in the equation; {names} does not. Keep it symbolic."
         )
+    _refuse_given(claim, given or {}, set(free))
+    if left == right:
+        raise ValueError(f"{claim}: both sides are {left}; expected two derivations. Make one of them another way.")
     rest = reduce(left - right, given)
     assert rest == 0, f"{claim} fails: {what}; left - right = {rest}"
     _report(claim, "symbolic", what, "for every " + ", ".join(sorted(map(str, free))))
@@ -161,20 +175,45 @@ def check_exact(claim: str, left: Tensor, right: Tensor, what: str, *, scale: Te
     Raises:
         AssertionError: where an entry differs by more.
         ValueError: for an unknown claim, or for sides that cannot disagree: one and the same tensor, shapes or dtypes
-            that differ, nothing to compare, a scale that is not positive, or a tolerance as large as the values.
+            that differ, nothing to compare, a scale that is not positive, a tolerance as large as the values, or one
+            that rounding does not need.
     """
     _require(claim, "exact")
     left, right = left.detach(), right.detach()
     _refuse_different(claim, left, right)
     tolerance = SLACK * torch.finfo(left.dtype).eps * torch.as_tensor(scale, dtype=left.dtype)
     _refuse_vacuous(claim, left, right, tolerance, scale)
+    _refuse_loose(claim, right, torch.as_tensor(scale))
     worst = (left - right).abs() - tolerance
     assert bool((worst <= 0).all()), (
         f"{claim} fails: {what}; the sides differ by up to {float((left - right).abs().max()):.3g}, "
         f"beyond the tolerance of {float(tolerance.max()):.3g}"
     )
     bound = math.ceil(math.log10(float(tolerance.max())))
-    _report(claim, "exact", what, f"{left.numel():,} value{'s' * (left.numel() > 1)} within 1e{bound:+03d}")
+    _report(claim, "exact", what, f"{_count(left)} within 1e{bound:+03d}")
+
+
+def check_converged(claim: str, left: Tensor, right: Tensor, what: str, *, within: float) -> None:
+    """Assert that a computation that only ends near its answer, an optimiser's say, came within a tolerance of it.
+
+    Args:
+        claim: an ID of the registry.
+        left: where it ended, float64 or float32, of any shape, not empty.
+        right: the answer, found in another way, of the same shape and dtype; zeros for a distance that should vanish.
+        what: what ended where, for the reader.
+        within: the largest difference of an entry, a positive number.
+
+    Raises:
+        AssertionError: where an entry differs by more.
+        ValueError: as for :func:`check_exact`, with ``within`` for the tolerance.
+    """
+    _require(claim, "converged")
+    left, right = left.detach(), right.detach()
+    _refuse_different(claim, left, right)
+    _refuse_vacuous(claim, left, right, torch.as_tensor(within, dtype=left.dtype), within)
+    gap = float((left - right).abs().max())
+    assert gap <= within, f"{claim} fails: {what}; it ended {gap:.3g} away, more than {within:g}"
+    _report(claim, "converged", what, f"{_count(left)} within {within:g}")
 
 
 def check_statistical(
@@ -272,8 +311,8 @@ def _claim(key: str, row: dict[str, Any], chapter: str, mutants: Collection[dict
             f"{key} lists evidence {sorted(unknown)}; expected one or more of {KINDS}. Mend the file of {chapter}."
         )
     errors = tuple(Mutant(key, **mutant) for mutant in mutants)
-    evidence, planned = tuple(row["evidence"]), row.get("planned", False)
-    return Claim(key, row["title"], row["statement"].strip(), chapter, evidence, errors, planned)
+    evidence, rest = tuple(row["evidence"]), {name: row[name] for name in ("planned", "missed") if name in row}
+    return Claim(key, row["title"], row["statement"].strip(), chapter, evidence, errors, **rest)
 
 
 def _require(claim: str, kind: str) -> None:
@@ -299,7 +338,7 @@ def _refuse_vacuous(claim: str, left: Tensor, right: Tensor, tolerance: Tensor, 
     if left.data_ptr() == right.data_ptr():
         raise ValueError(f"{claim}: both sides are one tensor; expected two computations. Compute one of them anew.")
     if not bool((tolerance > 0).all()):
-        raise ValueError(f"{claim}: scale is {scale}; expected a positive number, the size of the terms. Pass it.")
+        raise ValueError(f"{claim}: {scale} is given; expected a positive number, the size of the terms. Pass it.")
     zero_claimed = bool((right == 0).all())
     if zero_claimed and bool((tolerance > torch.finfo(left.dtype).eps ** 0.5).any()):
         raise ValueError(
@@ -311,6 +350,28 @@ def _refuse_vacuous(claim: str, left: Tensor, right: Tensor, tolerance: Tensor, 
             f"{claim}: most values are below the tolerance of {float(tolerance.max()):.3g}; expected a comparison "
             "that could fail. Take larger values, or a smaller scale."
         )
+
+
+def _refuse_loose(claim: str, right: Tensor, scale: Tensor) -> None:
+    largest = max(1.0, float(right.abs().max()))
+    if float(scale.max()) > LARGEST_SCALE * largest:
+        raise ValueError(
+            f"{claim}: scale is up to {float(scale.max()):.3g} for values up to {largest:.3g}; expected what rounding "
+            "explains. Use check_converged for what an optimiser found, or smaller terms."
+        )
+
+
+def _refuse_given(claim: str, given: Mapping[sympy.Expr, sympy.Expr], free: set[sympy.Symbol]) -> None:
+    """Refuse equations that put something in for a free symbol; inside a sum or an index it may stand."""
+    for key in map(sympy.sympify, given):
+        bare = key.replace(lambda e: isinstance(e, _ENTRIES), lambda e: sympy.Dummy())
+        touched = ", ".join(sorted(map(str, bare.free_symbols & free)))
+        if touched:
+            raise ValueError(f"{claim}: given puts a value in for {key}, and {touched} is said to be free. Drop one.")
+
+
+def _count(values: Tensor) -> str:
+    return f"{values.numel():,} value{'s' * (values.numel() > 1)}"
 
 
 def _report(claim: str, kind: str, what: str, bound: str) -> None:

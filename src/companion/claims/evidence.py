@@ -19,6 +19,7 @@ from companion.claims.dependencies import dependencies, read, standing_at
 CHECKS = {
     "check_symbolic": "symbolic",
     "check_exact": "exact",
+    "check_converged": "converged",
     "check_witness": "witness",
     "check_statistical": "statistical",
 }

@@ -23,16 +23,28 @@ run every check of one claim on your own machine, type `make claim ID=E2` at the
 **Evidence**, the strongest first. *Symbolic*: a sympy derivation that ends in zero, the horizon or the number of
 actions left as a symbol. *Exact*: numbers that are computed, not estimated, and agree to rounding: every path of a
 finite problem enumerated, in float64. (Where an identity holds for any arrays at all, some checks repeat it on
-arbitrary ones, or in float32 with its own rounding.) *Statistical*: several seeds, an interval, a margin fixed
-beforehand. *Witness*: a counter-example.
+arbitrary ones, or in float32 with its own rounding.) *Converged*: where a descent on exact gradients ended, within a
+tolerance that is not rounding. *Statistical*: several seeds, an interval, a margin. *Witness*: a counter-example.
 
 **Mutants** are deliberate errors: a flipped sign, a dropped term, alpha for alpha squared. Each is put into the package
 alone. It is killed when a test *and* a notebook cell of its claim turn red. `make mutants` repeats the hunt.
 
-**Status**: *proved* means that every kind of evidence listed has a check that ran in the committed notebooks, that at
-least one test carries the claim, and that all its mutants were killed. *Planned* claims belong to chapters still to be
-written.
+**Status**: what the evidence amounts to, a word for each kind that is listed. Every kind then has a check that ran in
+the committed notebooks, at least one test carries the claim, and all its mutants were killed; otherwise the status says
+what is missing. *Proved*: the algebra is, in symbols; what else its proof needs is in the chapter. *Checked exactly*: on
+the problems of the chapter, whose proof, where it has one, is in prose. *Reached*: by descents. *Supported*: by seeds,
+within a margin, and no more than that. *Shown by example*: that something fails to hold. *Missed in part*: the runs did
+not bear out all that was predicted. *Planned*: for a chapter, or a section, that is still to be written.
 """
+
+#: What a kind of evidence amounts to.
+_WORDS = {
+    "symbolic": "proved",
+    "exact": "checked exactly",
+    "converged": "reached",
+    "statistical": "supported",
+    "witness": "shown by example",
+}
 
 
 @dataclass(frozen=True)
@@ -71,14 +83,17 @@ def render(root: Path) -> str:
 
 
 def status(root: Path, claim: Claim, found: Evidence) -> str:
-    """Return ``planned``, ``proved``, or what is still missing."""
+    """Return ``planned``, what is still missing, or what the evidence amounts to: ``proved, checked exactly``."""
     if not written(root, claim):
         return "planned"
     given = {check.kind for check in found.cells if check.claim == claim.id and check.executed}
     missing = [kind for kind in claim.evidence if kind not in given]
     missing += [] if any(test.claim == claim.id for test in found.tests) else ["a test"]
     missing += [] if claim.mutants and len(found.killed[claim.id]) == len(claim.mutants) else ["mutants killed"]
-    return "missing: " + ", ".join(missing) if missing else "proved"
+    if missing:
+        return "missing: " + ", ".join(missing)
+    amounts = ", ".join(_WORDS[kind] for kind in claim.evidence)
+    return f"{amounts}; missed in part: {claim.missed}" if claim.missed else amounts
 
 
 def _summary(root: Path, found: Evidence) -> str:
