@@ -85,6 +85,16 @@ mutants: $(READY) ## apply each deliberate error in turn; fail if one survives
 	@survived=0; $(FIXED) $(BIN)/python -m companion.claims.mutants || survived=1; \
 	$(MAKE) --no-print-directory ledger; exit $$survived
 
+.venv/mutation: tests/mutation/requirements.txt $(READY)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --target $@ --upgrade -r $<
+	@touch $@
+
+# They run for an hour or so; a hunt that is stopped goes on where it was.
+.PHONY: mutants-generated
+mutants-generated: .venv/mutation ## generate errors by the hundred; fail if the tests notice too few of them
+	$(FIXED) $(ONE_THREAD) $(BIN)/python -m tests.mutation.generated --workers $(WORKERS)
+	@$(MAKE) --no-print-directory ledger
+
 .PHONY: ledger
 ledger: $(READY) ## write the ledger page from the registry of claims
 	$(FIXED) $(BIN)/python -m companion.claims.ledger

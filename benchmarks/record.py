@@ -39,13 +39,26 @@ def ratio(run: Run, ours: str, other: str) -> Summary:
 
 
 def blocks(run: Run, program: str, name: str = "step") -> list[float]:
-    """Return what a program measured under a name, block by block."""
-    return run.measures[program]["blocks"][name]
+    """Return what a program measured under a name, block by block. Raises ``ValueError`` for a record without it."""
+    about = run.measures.get(program)
+    kept = about.get("blocks") if isinstance(about, dict) else None
+    found = kept.get(name) if isinstance(kept, dict) else None
+    whole = isinstance(found, list) and all(isinstance(value, int | float) and value > 0 for value in found)
+    if not whole or len(found) < 2:
+        raise ValueError(
+            f"{run.path} has {found} as {name!r} of {program!r}; expected two blocks or more, all above 0. Run make "
+            "bench."
+        )
+    return found
 
 
 def load() -> dict[int, Run]:
-    """Return the stored runs by their number of threads, in its order."""
-    found = {run.configuration["threads"]: run for run in records.load("benchmark", where=RESULTS)}
+    """Return the stored runs by their number of threads, in its order. Raises ``ValueError`` for two of one number."""
+    runs = records.load("benchmark", where=RESULTS)
+    found = {run.configuration.get("threads"): run for run in runs}
+    if len(found) < len(runs) or not all(isinstance(threads, int) for threads in found):
+        files = [str(run.path) for run in runs]
+        raise ValueError(f"{files} are on {list(found)} threads; expected one for each number. Remove the others.")
     return dict(sorted(found.items()))
 
 

@@ -86,7 +86,12 @@ class Program:
         line = self.process.stdout.readline()
         if not line:
             raise RuntimeError(f"{self.name} ended with status {self.process.wait()}; see above for what it said.")
-        return json.loads(line)
+        try:
+            return json.loads(line)
+        except json.JSONDecodeError:
+            raise RuntimeError(
+                f"{self.name} said {line!r}; expected a line of JSON. Let it print nothing else."
+            ) from None
 
 
 def measure(programs: Mapping[str, tuple[str, ...]], rounds: int, threads: int) -> dict[str, dict]:

@@ -43,14 +43,21 @@ class Size:
     width: int = 64
 
 
+def positive_integer(text: str) -> int:
+    """What most options must be. Raises ``ValueError``, of which argparse makes its own message."""
+    if int(text) < 1:
+        raise ValueError(f"{text} is below 1")
+    return int(text)
+
+
 def parser(description: str) -> argparse.ArgumentParser:
     """Return a parser of the options that every timed program has."""
     made = argparse.ArgumentParser(description=description)
-    made.add_argument("--threads", type=int, default=1, help="threads of torch (default: 1)")
+    made.add_argument("--threads", type=positive_integer, default=1, help="threads of torch (default: 1)")
     made.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
-    made.add_argument("--size", type=int, nargs=3, default=(100, 500, 64), metavar=("T", "BATCH", "WIDTH"))
-    made.add_argument("--steps", type=int, default=5, help="training steps in a block (default: 5)")
-    made.add_argument("--blocks", type=int, default=10, help="blocks, without --paced (default: 10)")
+    made.add_argument("--size", type=positive_integer, nargs=3, default=(100, 500, 64), metavar=("T", "BATCH", "WIDTH"))
+    made.add_argument("--steps", type=positive_integer, default=5, help="training steps in a block (default: 5)")
+    made.add_argument("--blocks", type=positive_integer, default=10, help="blocks, without --paced (default: 10)")
     made.add_argument("--paced", action="store_true", help="wait for a line before each block, answer in JSON")
     return made
 

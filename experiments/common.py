@@ -22,6 +22,7 @@ import torch
 import experiments
 from companion import plain, records, training
 from companion.samplers import Sampler
+from companion.validation import check_positive_integers
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
@@ -69,16 +70,28 @@ def fine_tune(task: Mapping[str, Any], sampler: Sampler, draws: torch.Generator,
     return training.fine_tune(sampler, objective, generator=draws, **given, **options)
 
 
+def positive_integer(text: str) -> int:
+    """What an option of the command line must be. Raises ``ValueError``, of which argparse makes its own message."""
+    check_positive_integers(option=int(text))
+    return int(text)
+
+
 def main(*names: str) -> None:
     """Run the tasks of studies that have no result yet, from the command line."""
     parser = argparse.ArgumentParser(description=f"Run {', '.join(names)}. What is done already is skipped.")
-    parser.add_argument("--workers", type=int, default=joblib.cpu_count(), help="runs at a time, one thread each")
+    parser.add_argument(
+        "--workers", type=positive_integer, default=joblib.cpu_count(), help="runs at a time, one thread each"
+    )
     parser.add_argument("--backend", choices=("loky", "dask"), default="loky", help="this machine, or a dask cluster")
     parser.add_argument("--scheduler", help="address of the cluster's scheduler; without it, a local one is started")
     parser.add_argument("--only", default="", help="run only the tasks whose name contains this")
     options = parser.parse_args()
-    for name in names:
-        tasks = importlib.import_module(f"experiments.{name}").TASKS
+    if options.scheduler and options.backend != "dask":
+        parser.error("--scheduler is for --backend dask; pass both, or neither")
+    known = {name: importlib.import_module(f"experiments.{name}").TASKS for name in names}
+    if options.only and not any(options.only in task["name"] for tasks in known.values() for task in tasks):
+        parser.error(f"no task of {', '.join(names)} has {options.only!r} in its name; see TASKS for their names")
+    for name, tasks in known.items():
         waiting = [task for task in tasks if options.only in task["name"] and not is_done(name, task)]
         print(f"{name}: {len(waiting)} of {len(tasks)} runs to do")
         if waiting:
@@ -105,7 +118,7 @@ def run_and_write(study: str, task: dict[str, Any], provenance: dict[str, Any], 
     run: Callable[[dict, Path], Outcome] = importlib.import_module(f"experiments.{study}").run
     torch.set_num_threads(1)
     begin, cpu = time.time(), time.process_time()
-    checkpoint = CHECKPOINTS / study / f"{task['name']}.npz"
+    checkpoint = records.place(study, task["name"], where=CHECKPOINTS).with_suffix(".npz")
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     outcome = run(task, checkpoint)
     duration = {"seconds": round(time.time() - begin, 1), "processor_seconds": round(time.process_time() - cpu, 1)}
@@ -117,7 +130,7 @@ def run_and_write(study: str, task: dict[str, Any], provenance: dict[str, Any], 
 
 def is_done(study: str, task: dict) -> bool:
     """Whether a task has a result of the same configuration. Raises ``ValueError`` where it has one of another."""
-    path = RESULTS / study / f"{task['name']}.json"
+    path = records.place(study, task["name"], where=RESULTS)
     if not path.exists():
         return False
     if records.read(path).configuration != json.loads(json.dumps(task)):

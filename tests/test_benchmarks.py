@@ -17,6 +17,7 @@ from inputs import generator
 
 from benchmarks import bound, growth, page, parts, record, run, step
 from benchmarks.worker import Size, parser, peak_memory, serve
+from companion import records
 from companion.objectives import RTB
 from companion.records import Run
 from companion.training import fine_tune
@@ -136,7 +137,20 @@ def test_programs_take_turns_and_say_what_they_measured():
 
 def test_a_program_that_ends_early_is_named():
     with pytest.raises(RuntimeError, match="broken ended with status 1"):
-        run.measure({"broken": (sys.executable, "benchmarks.step", "--size", "5", "8", "0")}, rounds=2, threads=1)
+        run.measure({"broken": (sys.executable, "benchmarks.step", "--device", "nowhere")}, rounds=2, threads=1)
+
+
+@pytest.mark.parametrize("bad", ["0", "-1", "two", "1.5"])
+@pytest.mark.parametrize("option", ["--threads", "--steps", "--blocks", "--size"])
+def test_what_is_no_positive_integer_is_refused_by_the_name_of_its_option(capsys, option, bad):
+    with pytest.raises(SystemExit, match="2"):
+        parser("x").parse_args([option, *[bad] * (3 if option == "--size" else 1)])
+    assert f"argument {option}: invalid positive_integer value: '{bad}'" in capsys.readouterr().err
+
+
+def test_a_program_that_says_something_else_is_named():
+    with pytest.raises(RuntimeError, match=r"chatty said .*; expected a line of JSON"):
+        run.measure({"chatty": (sys.executable, "this")}, rounds=2, threads=1)
 
 
 def test_a_missing_environment_is_named_with_what_to_do():
@@ -176,6 +190,35 @@ def test_quartiles_and_ratios_are_those_by_hand():
     both = {"ours": [1.0, 4.0, 3.0], "theirs": [2.0, 4.0, 12.0]}
     made = replace(made_run(), measures={name: {"blocks": {"step": values}} for name, values in both.items()})
     assert record.ratio(made, "ours", "theirs").median == 0.5  # of 1/2, 1 and 1/4, not of the medians
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        None,
+        {},
+        {"blocks": None},
+        {"blocks": {}},
+        *({"blocks": {"step": b}} for b in ([], [1.0], [1.0, 0.0], 2.0, [1.0, None])),
+    ],
+    ids=str,
+)
+def test_a_record_without_the_blocks_of_a_program_is_refused_by_its_file(bad):
+    made = replace(made_run(), measures={"torchgfn": bad})
+    for program in ("torchgfn", "companion"):
+        with pytest.raises(
+            ValueError, match=rf"threads-1.json has .* as 'step' of '{program}'; expected .* Run make bench"
+        ):
+            record.ratio(made, program, "torchgfn")
+
+
+@pytest.mark.parametrize("threads", [[1, 1], [1, None], [1, "2"]], ids=str)
+def test_two_records_on_as_many_threads_are_refused(tmp_path, monkeypatch, threads):
+    monkeypatch.setattr(record, "RESULTS", tmp_path)
+    for name, number in zip("ab", threads, strict=True):
+        records.write("benchmark", {"name": name, "threads": number}, {}, {}, where=tmp_path)
+    with pytest.raises(ValueError, match="a.json.*b.json.* threads; expected one for each number"):
+        record.load()
 
 
 def test_a_run_takes_the_place_of_the_last_one_on_as_many_threads(tmp_path, monkeypatch):

@@ -250,6 +250,43 @@ def numbered_chapters(text: str) -> list[str]:
     return re.findall(r"[Cc]hapters?\s+\d+[^\n]{0,20}", text)
 
 
+#: Words that promise a chapter; and, on the way through one, what comes next.
+PROMISES = (
+    r"\bplanned\b|\b(?:still|yet) to be written\b|\bchapters? (?:yet |still )?to come\b|\bin due course\b"
+    r"|\b(?:a|the|some|another) (?:later|coming|future|following|forthcoming) chapter\b"
+    r"|\b(?:later|coming|future|following|forthcoming) chapters? (?:will|shall|takes?|shows?|measures?|proves?)\b"
+)
+
+
+def stale_promises(text: str, there: dict[str, bool]) -> list[str]:
+    """Return the sentences that promise a chapter that is there, or none by name.
+
+    ``there`` says of each chapter, by its slug and its title, whether it is. A cell of a table is a sentence.
+    """
+    found = []
+    for sentence in re.split(r"(?<=[.!?;])\s+|\n\s*\n|\|", text):
+        if re.search(PROMISES, sentence, flags=re.IGNORECASE):
+            named = [name for name in there if name.lower() in sentence.lower()]
+            found += [] if named and not any(there[name] for name in named) else [sentence.strip()]
+    return found
+
+
+def pointing_past_the_end(notebook: dict, chapters_after: int) -> list[str]:
+    """Return the pointers to a next section or chapter where none follows."""
+    text, counts = prose(notebook), {"two": 2, "three": 3, "": 1}
+    found = []
+    for match in re.finditer(r"\bnext (two |three |)(section|chapter)s?\b", text):
+        later = re.findall(r"^##+ (?!Exercises)", text[match.end() :], flags=re.MULTILINE)
+        follows = len(later) if match[2] == "section" else chapters_after
+        found += [] if follows >= counts[match[1].strip()] else [match[0]]
+    return found
+
+
+def chapters_there() -> dict[str, bool]:
+    """Return whether each chapter is written, by its slug and by its title."""
+    return {n: bool(notebook(ROOT, slug)) for slug, title in chapter_titles().items() for n in (slug, title)}
+
+
 # The promises, kept by the real book.
 
 
@@ -320,6 +357,18 @@ def test_a_chapter_begins_with_the_set_up_cell_of_all_chapters(path):
     assert first == expected
     (url,) = re.findall(r"^repository:\n(?:  .*\n)*?  url: *(\S+)", (ROOT / "_config.yml").read_text(), re.MULTILINE)
     assert re.findall(r"https?://[^\s\"')]+", first) == [url]
+
+
+@pytest.mark.parametrize("path", [*CHAPTERS, *PAGES, ROOT / "README.md"], ids=lambda path: path.stem)
+def test_nothing_is_promised_that_is_there(path):
+    """The ledger says what is planned by itself."""
+    text = prose(read(path)) if path.suffix == ".ipynb" else path.read_text()
+    assert path.stem == "ledger" or stale_promises(text, chapters_there()) == []
+
+
+@each_chapter
+def test_what_comes_next_in_a_chapter_does(path):
+    assert pointing_past_the_end(read(path), len(CHAPTERS) - 1 - CHAPTERS.index(path)) == []
 
 
 @each_chapter
@@ -499,6 +548,38 @@ def test_a_long_cell_is_named_and_blank_lines_do_not_count():
     fits = new_code_cell("\n\n".join(["x = 1"] * MOST_LINES))
     long = new_code_cell("\n".join(["x = 1"] * (MOST_LINES + 1)))
     assert long_cells(new_notebook(cells=[fits, long])) == [f"cell 2: {MOST_LINES + 1} lines"]
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ("A planned chapter takes it apart.", 1),
+        ("A planned chapter, *The made one*, takes it apart.", 1),
+        ("[The made one](01-the-made-one.ipynb) takes it apart.", 0),
+        ("*The coming one* is planned. A later chapter will prove it.", 1),
+        ("*The coming one* is planned, after *The made one*.", 1),
+        ("| **I** | the made one; others | written; *The coming one* planned |", 0),
+        ("| **I** | the made one; the coming one | planned |", 1),
+        ("Every later chapter leans on it, and it is shown in the chapters to come.", 1),
+        ("Every later chapter leans on it.", 0),
+    ],
+)
+def test_a_promise_of_what_is_there_or_of_nothing_named_is_found(text, wrong):
+    there = {"the-made-one": True, "The made one": True, "the-coming-one": False, "The coming one": False}
+    assert len(stale_promises(text, there)) == wrong
+
+
+@pytest.mark.parametrize(
+    ("text", "after", "wrong"),
+    [
+        ("In the next section.\n\n## More", 0, []),
+        ("In the next section.\n\n## Exercises", 9, ["next section"]),
+        ("In the next two chapters.", 2, []),
+        ("In the next two chapters.", 1, ["next two chapters"]),
+    ],
+)
+def test_a_pointer_past_the_end_is_found(text, after, wrong):
+    assert pointing_past_the_end(new_notebook(cells=[new_markdown_cell(text)]), after) == wrong
 
 
 def fresh_notebook(*code: dict, **metadata) -> dict:

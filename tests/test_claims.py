@@ -39,7 +39,7 @@ from companion.symbolic import R, T, V, Z, k, n, over_path, t
 
 ROOT = Path(__file__).parents[1]
 EPS = torch.finfo(torch.float64).eps
-# The rows of claims.md, in the order of the chapters; L9 is still to come.
+# The rows of claims.md, in the order of the chapters.
 BOOK = (
     "K1 K2 K3 K4 K5 K6 P1 P2 P3 P4 P5 R1 R2 R3 R4 E1 E2 E3 E5 E6 E4 L3 L4 O1 O2 O3 O4 O5 O6 O7 O8 B2 "
     "L1 L2 L5 L6 L8 L9 X1 X2 L7 B1 B3 X3 X4 X5 X6 N1 N2 N3 F1 F2 F3 F4 F5 F6 F7 F8 F9 N4 X7 X8"

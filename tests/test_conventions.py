@@ -1,9 +1,14 @@
 """Each source's own formula, literally and in plain numpy, against ours with the conversion written out.
 
+And the table of factors in the chapter, read from its page, row by row.
+
 Sources: Venkatraman et al. (2024) and their code; Nachum et al. (2017a, 2017b); torchgfn 2.4.1; Deleu et al.
 (2025) and their code; TRL's RLOO. Ours: residuals in nats (RTB) or in units of reward (Trust-PCL); losses are
 half mean squares.
 """
+
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,10 +16,12 @@ import torch
 from inputs import assert_agree, generator
 
 from companion import reinforce, rtb, trust_pcl
+from companion.claims import notebook
 
 SEEDS = range(3)
 BATCH, STEPS = 5, 4
-ALPHA, BETA = 0.375, 1 / 0.375
+#: Not 1/2, where alpha/2 and alpha^2 are one number; nor 1 or 2.
+ALPHA, BETA = 0.3, 1 / 0.3
 #: The size of a residual's terms, squared, with room for ALPHA and BETA; inputs are of order one.
 SIZE = 400.0
 
@@ -108,6 +115,115 @@ def test_trust_pcl(seed, start, d):
     inputs = x.log_pi, x.log_ref, x.rewards, x.values
     assert_agree(trust_pcl.residual(*inputs, **options), consistencies, SIZE)
     assert_agree(2 * BATCH * trust_pcl.loss(*inputs, **options), (consistencies**2).sum(), 2 * BATCH * SIZE)
+
+
+def trained_by_trust_pcl_code(x: Inputs, log_pi, value, *, tau: float, lam: float, critic_weight: float):
+    """What objective.py differentiates on full paths, gamma = 1: the residual is held constant in both products."""
+    log_probs = log_pi.sum(dim=1)
+    relative = log_probs - x.log_ref.sum(dim=1)
+    future = x.rewards.sum(dim=1) - tau * log_probs - lam * relative
+    adv = (-value + future).detach()
+    return (-adv * log_probs).mean() + critic_weight * (-adv * value).mean()
+
+
+@pytest.mark.claim("E6")
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize(("tau", "lam", "critic_weight"), [(0.0, ALPHA, 1.0), (0.0, ALPHA, 0.1), (0.25, ALPHA, 0.1)])
+def test_what_the_code_of_trust_pcl_trains(seed, tau, lam, critic_weight):
+    """Nachum et al. (2017b), objective.py: of half the square, over tau + lambda, for the policy; as it is for V."""
+    x = Inputs(seed)
+    log_pi, value = x.log_pi.clone().requires_grad_(), (ALPHA * x.log_z).clone().requires_grad_()
+    code = trained_by_trust_pcl_code(x, log_pi, value, tau=tau, lam=lam, critic_weight=critic_weight)
+    of_policy, of_value = torch.autograd.grad(code, (log_pi, value))
+    values = trust_pcl.full_path_values(value, log_pi)
+    ours = trust_pcl.loss(log_pi, x.log_ref, x.rewards, values, kl_weight=lam, entropy_weight=tau)
+    in_policy, in_value = torch.autograd.grad(ours, (log_pi, value))
+    assert_agree(of_policy, in_policy / (tau + lam), SIZE)
+    assert_agree(of_value, critic_weight * in_value, SIZE)
+
+
+@pytest.mark.claim("E6")
+@pytest.mark.parametrize("seed", SEEDS)
+def test_what_the_code_of_trust_pcl_trains_is_reinforce_with_a_critic(seed):
+    """Entropy weight 0: the policy gradient with V as the baseline, and the critic's regression on the return."""
+    x = Inputs(seed)
+    log_pi, value = x.log_pi.clone().requires_grad_(), (ALPHA * x.log_z).clone().requires_grad_()
+    code = trained_by_trust_pcl_code(x, log_pi, value, tau=0.0, lam=ALPHA, critic_weight=0.1)
+    of_policy, of_value = torch.autograd.grad(code, (log_pi, value))
+    arguments = (log_pi, x.log_ref, x.rewards.sum(dim=1))
+    policy_loss = reinforce.kl_loss(*arguments, beta=BETA, baseline=value.item())
+    critic_loss = reinforce.critic_loss(*arguments, value, beta=BETA)
+    assert_agree(of_policy, torch.autograd.grad(policy_loss, log_pi)[0], SIZE)
+    assert_agree(of_value, 0.1 * torch.autograd.grad(critic_loss, value)[0], SIZE)
+
+
+#: The numbers that the table writes as factors.
+FACTORS = {"1": 1.0, "1/2": 0.5, r"\alpha/2": ALPHA / 2, r"\alpha^2/2": ALPHA**2 / 2, r"\alpha^2": ALPHA**2}
+#: The start of each row's first column, as the page has it; the formulas below are in this order.
+ROWS = (
+    "RTB, the paper",
+    "RTB, the authors' code",
+    "torchgfn 2.4.1 {cite}`lahlou2023b`, `RelativeTrajectoryBalanceGFlowNet`",
+    "torchgfn 2.4.1, `TrustPCLGFlowNet`",
+    "PCL",
+    "Trust-PCL {cite}`nachum2017b`, the authors' code, `objective.py`, entropy weight 0: reported",
+    "the same code: trained, gradient in $\\theta$",
+    "the same code: trained, gradient in $V(s_0)$, critic weight 1",
+    "this book, `rtb.loss`",
+    "this book, `trust_pcl.loss`",
+)
+
+
+def factors_on_the_page() -> list[tuple[str, str]]:
+    """Return the first and the last column of E6's table: each source, and its factor without dollars."""
+    path = notebook(Path(__file__).parents[1], "the-equivalence")
+    cells = ["".join(cell["source"]) for cell in json.loads(path.read_text())["cells"]]
+    (text,) = [cell for cell in cells if ":label: E6\n" in cell]
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    return [(row[0], row[-1].strip("$")) for row in rows if row[0] != "source"]
+
+
+def losses_per_path(x: Inputs, log_pi, log_z) -> list[torch.Tensor]:
+    """Return, for each of ROWS, what its source squares or multiplies, path by path, from one log Z = V / alpha."""
+    log_p, log_ref, log_r = log_pi.sum(dim=1), x.log_ref.sum(dim=1), x.rewards.sum(dim=1)
+    value = ALPHA * log_z
+    score = log_p - log_ref - BETA * log_r
+    consistency = -value + log_r - ALPHA * (log_p - log_ref)
+    held = consistency.detach()
+    squares = [((log_z.exp() * log_p.exp()) / ((log_r * BETA).exp() * log_ref.exp())).log() ** 2]
+    squares += [0.5 * (log_p + log_z - log_ref - BETA * log_r) ** 2, 0.5 * (score + log_z) ** 2]
+    squares += [ALPHA**2 * 0.5 * (score + log_z) ** 2, 0.5 * (-value + (x.rewards - ALPHA * log_pi).sum(dim=1)) ** 2]
+    squares += [consistency**2, -held * log_p, -held * value]
+    ends = torch.nn.functional.pad(value.expand(BATCH)[:, None], (0, STEPS))
+    one_by_one = [
+        (rtb.loss(pi, ref, rewards.sum(dim=1), log_z, beta=BETA), trust_pcl.loss(pi, ref, rewards, v, kl_weight=ALPHA))
+        for pi, ref, rewards, v in zip(*(y[:, None] for y in (log_pi, x.log_ref, x.rewards, ends)), strict=True)
+    ]
+    return squares + [torch.stack(column) for column in zip(*one_by_one, strict=True)]
+
+
+@pytest.mark.claim("E6")
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("row", range(len(ROWS)), ids=lambda row: ROWS[row][:30])
+def test_every_factor_on_the_page(row, seed):
+    """The source's formula is the factor times RTB's residual at beta = 1 / alpha, squared, or has that gradient."""
+    source, written = factors_on_the_page()[row]
+    assert source.startswith(ROWS[row])
+    x, factor = Inputs(seed), FACTORS[written]
+    log_pi, log_z = x.log_pi.clone().requires_grad_(), x.log_z.clone().requires_grad_()
+    theirs = losses_per_path(x, log_pi, log_z)[row]
+    weight = 0.0 if source.startswith("PCL") else 1.0  # PCL has no reference
+    square = factor * rtb.residual(log_pi, weight * x.log_ref, x.rewards.sum(dim=1), log_z, beta=BETA).square()
+    if "gradient in" in source:
+        wanted = log_pi if "theta" in source else log_z
+        theirs, square = (torch.autograd.grad(side.sum(), wanted)[0] for side in (theirs, square))
+    assert_agree(theirs, square, SIZE)
+
+
+@pytest.mark.claim("E6")
+def test_the_page_has_no_other_rows():
+    """Or a row would stand there that nothing compares."""
+    assert len(factors_on_the_page()) == len(ROWS)
 
 
 @pytest.mark.claim("E6")

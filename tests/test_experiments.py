@@ -181,6 +181,38 @@ def test_the_command_line_runs_what_is_not_done(common, trivial, monkeypatch, ca
     assert [record["provenance"]["commit"] for record in results_of(common.RESULTS)] == ["abc"] * 3
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (f"--workers {bad}", f"argument --workers: invalid positive_integer value: '{bad}'")
+        for bad in ("0", "-1", "all", "1.5")
+    ]
+    + [
+        ("--only nothing", "no task of trivial has 'nothing' in its name"),
+        ("--scheduler tcp://localhost:1", "--scheduler is for --backend dask"),
+        ("--backend cloud", "argument --backend: invalid choice: 'cloud'"),
+        ("nonsense", "unrecognized arguments: nonsense"),
+    ],
+)
+def test_the_command_line_refuses_what_it_does_not_know(common, trivial, monkeypatch, capsys, words, said):
+    """Before anything is run."""
+    monkeypatch.setattr("sys.argv", ["experiments", *words.split()])
+    with pytest.raises(SystemExit, match="2"):
+        common.main("trivial")
+    assert said in capsys.readouterr().err and not common.RESULTS.exists()
+
+
+@pytest.mark.parametrize("name", ["../esc", "a/b", ""])
+def test_a_task_whose_name_leaves_the_folder_is_not_run(common, trivial, name):
+    for call in (
+        lambda: common.is_done("trivial", {"name": name}),
+        lambda: common.execute("trivial", [TASKS[0] | {"name": name}], CODE),
+    ):
+        with pytest.raises(ValueError, match="name is .*; expected letters"):
+            call()
+    assert not common.RESULTS.exists() and not common.CHECKPOINTS.exists()
+
+
 def test_the_command_line_refuses_uncommitted_code(common, trivial, monkeypatch):
     """Of the package and the studies; before anything is run."""
     asked = []

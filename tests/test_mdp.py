@@ -560,6 +560,62 @@ BAD = {
     ),
     "NaN logits": (lambda: mdp.log_softmax(one_step(), ZERO * math.nan), r"logits hold NaN or \+inf"),
     "infinite logits": (lambda: mdp.log_softmax(one_step(), ZERO + math.inf), r"logits hold NaN or \+inf"),
+    "policy of another dtype": (
+        lambda: mdp.evaluate(one_step(), HALF.float(), kl_weight=1.0),
+        "log_policy is torch.float32; expected torch.float64 as log_ref",
+    ),
+    "visits of another dtype": (
+        lambda: mdp.visit_log_prob(one_step(), HALF.float()),
+        "log_policy is torch.float32; expected torch.float64 as log_ref",
+    ),
+    "logits of another dtype": (
+        lambda: mdp.log_softmax(one_step(), HALF.float()),
+        "logits is torch.float32; expected torch.float64 as log_ref",
+    ),
+    "NaN policy": (lambda: mdp.evaluate(one_step(), HALF * math.nan, kl_weight=1.0), "log_policy sums to .* nan"),
+    "infinite policy": (lambda: mdp.visit_log_prob(one_step(), HALF + math.inf), "log_policy sums to .* inf"),
+    "NaN mean": (lambda: mdp.expectation(ZERO * math.nan, HALF), "values hold NaN, or infinities of both signs"),
+    "mean of both infinities": (
+        lambda: mdp.expectation(torch.tensor([math.inf, -math.inf]).double(), HALF),
+        "values hold NaN, or infinities of both signs",
+    ),
+    "mean of a list": (lambda: mdp.expectation([1.0, 2.0], HALF), "values is a list; expected a Tensor"),
+    "law as a list": (lambda: mdp.expectation(ZERO, [0.0, 1.0]), "log_behaviour is a list; expected a Tensor"),
+    "law as integers": (
+        lambda: mdp.expectation(torch.tensor([1]), torch.tensor([0])),
+        "log_behaviour is torch.int64; expected log-probabilities",
+    ),
+    "infinite law": (
+        lambda: mdp.expectation(ZERO, torch.tensor([math.inf, -math.inf]).double()),
+        "log_behaviour sums to probability inf; expected 1",
+    ),
+    "NaN law": (lambda: mdp.expectation(ZERO, HALF * math.nan), "sums to probability nan; expected 1"),
+    "empty law": (lambda: mdp.expectation(ZERO[:0], ZERO[:0]), "sums to probability 0; expected 1"),
+    "marginal of a list": (lambda: mdp.marginal(one_step(), two_paths(), [0.5, 0.5]), "log_prob is a list"),
+    "marginal of no paths": (lambda: mdp.marginal(one_step(), HALF, HALF), "paths is a Tensor; expected a Paths"),
+    "marginal of the paths of a larger problem": (
+        lambda: mdp.marginal(one_step(), mdp.enumerate_paths(mdp.tree(2, 2)), logs(*[1 / 4] * 4)),
+        "A path ends where the problem goes on",
+    ),
+    "marginal of the paths of a smaller problem": (
+        lambda: mdp.marginal(mdp.tree(2, 2), two_paths(), HALF),
+        "A path ends where the problem goes on",
+    ),
+    "draws from no paths": (lambda: mdp.draw(HALF, HALF, 5, generator(0)), "paths is a Tensor; expected a Paths"),
+    "draws from a list": (lambda: mdp.draw(two_paths(), [0.5, 0.5], 5, generator(0)), "log_behaviour is a list"),
+    "too few edges": (lambda: two_paths().per_step(ZERO[:1]), r"by_edge is \(1,\); expected .* at least 2 entries"),
+    "edges as a list": (lambda: two_paths().per_step([1.0, 2.0]), "by_edge is list; expected a tensor"),
+    "edges in a matrix": (lambda: two_paths().log_prob(ZERO.expand(2, 2)), r"by_edge is \(2, 2\); expected a tensor"),
+    "too few states": (lambda: two_paths().per_state(ZERO), r"by_state is \(2,\); expected .* at least 3 entries"),
+    "paths that are none": (lambda: mdp.Paths(1, 2), "edges is no int64 matrix"),
+    "paths as floats": (lambda: mdp.Paths(X[:, None], torch.zeros(2, 2)), "states is no int64 matrix"),
+    "paths without a last state": (lambda: mdp.Paths(X[:, None], X[:, None]), "expected a state more than edges"),
+    "edges that are none": (lambda: mdp.from_edges(None), "An edge is no pair of integers"),
+    "states alone": (lambda: mdp.from_edges([1, 2]), "An edge is no pair of integers"),
+    "an edge as text": (lambda: mdp.from_edges(["01"]), "An edge is no pair of integers"),
+    "edges of no floating dtype": (lambda: mdp.from_edges([(0, 1)], dtype=torch.int64), "floating-point tensor"),
+    "log-rewards as integers": (lambda: one_step().with_log_reward(S), "floating-point tensor"),
+    "infinite weight": (lambda: mdp.solve(one_step(), kl_weight=math.inf), "kl_weight is inf"),
     "nothing drawn": (
         lambda: mdp.draw(two_paths(), HALF, 0, generator(0)),
         "n is 0; expected a positive integer",
@@ -576,6 +632,36 @@ def test_bad_input_is_refused_with_what_was_given(case):
     call, message = BAD[case]
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("bad", [None, 3, "tree", mdp.enumerate_paths(mdp.tree(2, 1))], ids=str)
+def test_what_is_no_problem_is_refused(bad):
+    for call in (
+        lambda: mdp.solve(bad, kl_weight=1.0),
+        lambda: mdp.evaluate(bad, HALF, kl_weight=1.0),
+        lambda: mdp.enumerate_paths(bad),
+        lambda: mdp.count_paths(bad),
+        lambda: mdp.path_counts(bad),
+        lambda: mdp.visit_log_prob(bad, HALF),
+        lambda: mdp.marginal(bad, two_paths(), HALF),
+        lambda: mdp.log_softmax(bad, HALF),
+        lambda: mdp.random_policy(bad, generator(0)),
+        lambda: mdp.randomise(bad, generator(0)),
+    ):
+        with pytest.raises(ValueError, match=r"problem is a \w+; expected a Problem"):
+            call()
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [torch.tensor([-1]), torch.tensor([2]), torch.tensor([True, False]), torch.tensor([0.0]), torch.tensor([[0, 1]])]
+    + [torch.tensor(0), [0], 0, None],
+    ids=str,
+)
+def test_paths_are_selected_by_their_numbers_alone(bad):
+    """Else a negative number would count from the end, and truth values would leave paths out."""
+    with pytest.raises(ValueError, match=r"index is .*; expected \[n\], int64, of 0 to 1"):
+        two_paths().select(bad)
 
 
 def test_a_law_with_an_impossible_path_must_still_sum_to_one():

@@ -8,6 +8,7 @@ from inputs import generator, tensor
 
 from companion import mdp, metrics, rtb, targets
 from companion.samplers import Batch
+from companion.validation import NotFiniteError
 
 TWO = targets.GaussianMixture(tensor([[0.0, 0.0], [3.0, 4.0]]), tensor([0.25, 0.75]), 2.0)
 
@@ -17,6 +18,12 @@ def test_mode_weights_count_the_points_nearest_to_each_mean():
     """Three of four points lie by the first mean."""
     points = tensor([[0.0, 1.0], [1.0, 0.0], [-5.0, 0.0], [3.0, 3.0]])
     assert metrics.mode_weights(points, TWO).tolist() == [0.75, 0.25]
+
+
+def test_a_mode_that_is_never_visited_has_a_weight_of_zero():
+    """Also the last: there are as many weights as means."""
+    assert metrics.mode_weights(tensor([[0.0, 1.0], [1.0, 0.0]]), TWO).tolist() == [1.0, 0.0]
+    assert metrics.mode_weights(tensor([[3.0, 3.0]]), TWO).tolist() == [0.0, 1.0]
 
 
 def test_total_variation_and_kl_of_two_small_laws():
@@ -70,6 +77,99 @@ def test_importance_sampling_and_effective_sample_size():
     torch.testing.assert_close(metrics.effective_sample_size(weights + 1000.0), tensor(8 / 9))
 
 
+def test_a_path_of_weight_zero_counts_among_the_paths():
+    """Weights 0, 1, 1: mean 2/3, effective sample size 4/2 over 3."""
+    weights = tensor([0.0, 1.0, 1.0]).log()
+    torch.testing.assert_close(metrics.importance_log_z(weights), tensor(2 / 3).log())
+    torch.testing.assert_close(metrics.effective_sample_size(weights), tensor(2 / 3))
+
+
+def test_log_z_keeps_the_digits_of_its_weights():
+    """Equal weights e: log Z = 1, to the last digits of float64."""
+    assert abs(metrics.importance_log_z(torch.ones(3, dtype=torch.float64)).item() - 1) < 1e-15
+
+
+#: A law of two outcomes.
+LAW = tensor([0.25, 0.75])
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [tensor([0.25, 0.7501]), tensor([0.25, 0.75 - 2e-5]), tensor([-0.25, 1.25]), tensor([math.nan, 1.0])]
+    + [
+        tensor([math.inf, 0.0]),
+        tensor([]),
+        tensor([[0.25, 0.75]]),
+        tensor(1.0),
+        torch.tensor([0, 1]),
+        [0.25, 0.75],
+        None,
+    ],
+    ids=str,
+)
+def test_what_is_no_law_is_refused(bad):
+    """On either side, however large the other; a law is one to five digits."""
+    for p, q in ((bad, LAW), (LAW, bad), (bad, bad)):
+        with pytest.raises(ValueError, match="expected"):
+            metrics.total_variation(p, q)
+    log_bad = bad.log() if isinstance(bad, torch.Tensor) and bad.is_floating_point() else bad
+    for p, q in ((log_bad, LAW.log()), (LAW.log(), log_bad), (log_bad, log_bad)):
+        with pytest.raises(ValueError, match="expected"):
+            metrics.kl_divergence(p, q)
+
+
+def test_probabilities_are_no_log_probabilities():
+    with pytest.raises(ValueError, match=r"exp\(log_p\) sums to probability 3.4.*; expected 1"):
+        metrics.kl_divergence(LAW, LAW)
+
+
+def test_a_law_of_seven_digits_is_one():
+    near = LAW + tensor([0.0, 2e-6])
+    assert metrics.total_variation(near, LAW) < 2e-6
+    assert abs(metrics.kl_divergence(near.log(), LAW.log())) < 1e-5
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_points_that_are_nowhere_are_in_no_mode_and_at_no_distance(bad):
+    points = tensor([[0.0, 1.0], [3.0, bad]])
+    with pytest.raises(NotFiniteError, match=r"x holds 1 value\(s\) that are infinite or NaN"):
+        metrics.mode_weights(points, TWO)
+    for name, x, y in (("x", points, points * 0), ("y", points.new_zeros(2, 2), points)):
+        with pytest.raises(NotFiniteError, match=rf"{name} holds \d value\(s\) that are infinite or NaN"):
+            metrics.sliced_wasserstein(x, y, generator(0))
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [torch.zeros(0, 2).double(), torch.zeros(2).double(), torch.zeros(2, 2, 2).double(), torch.zeros(2, 0).double()]
+    + [torch.zeros(2, 2, dtype=torch.int64), [[0.0, 0.0]], None],
+    ids=str,
+)
+def test_what_are_no_points_is_refused(bad):
+    for call in (
+        lambda: metrics.mode_weights(bad, TWO),
+        lambda: metrics.sliced_wasserstein(bad, bad, generator(0)),
+    ):
+        with pytest.raises(ValueError, match=r"(points|x) .*; expected"):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        ([-math.inf, -math.inf], "-inf throughout"),
+        ([math.nan, 0.0], "NaN or"),
+        ([math.inf, 0.0], "NaN or"),
+        ([], "expected"),
+    ],
+    ids=str,
+)
+def test_weights_that_have_no_mean_are_refused(bad, words):
+    for call in (metrics.importance_log_z, metrics.effective_sample_size):
+        with pytest.raises(ValueError, match=f"log_weight .*{words}"):
+            call(tensor(bad))
+
+
 @pytest.mark.parametrize(
     "call",
     [
@@ -80,6 +180,11 @@ def test_importance_sampling_and_effective_sample_size():
         lambda: metrics.sliced_wasserstein(torch.zeros(3, 2), torch.zeros(3, 2), torch.Generator(), projections=0),
         lambda: metrics.importance_log_z(torch.zeros(0)),
         lambda: metrics.effective_sample_size(torch.zeros(2, 2)),
+        lambda: metrics.effective_sample_size(torch.tensor([1, 2])),
+        lambda: metrics.importance_log_z([0.0, 1.0]),
+        lambda: metrics.mode_weights(torch.zeros(3, 2), TWO),
+        lambda: metrics.mode_weights(torch.zeros(3, 2).double(), None),
+        lambda: metrics.mode_weights(torch.zeros(3, 3).double(), TWO),
     ],
 )
 def test_bad_input_is_refused(call):

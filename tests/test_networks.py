@@ -339,6 +339,21 @@ def test_weights_can_be_loaded_from_arrays(tmp_path):
     assert all(parameter.requires_grad for parameter in loaded.parameters())
 
 
+@pytest.mark.parametrize("default", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_weights_keep_the_digits_of_their_file(tmp_path, dtype, default):
+    """Whatever torch's default is."""
+    network = made(width=7, dtype=dtype)
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(default)
+        loaded = networks.DriftNetwork.load(PROCESS, stored(tmp_path / "weights.npz", network))
+    finally:
+        torch.set_default_dtype(before)
+    kept = network.state_dict()
+    assert all(value.dtype == dtype and torch.equal(value, kept[name]) for name, value in loaded.state_dict().items())
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -347,14 +362,34 @@ def test_weights_can_be_loaded_from_arrays(tmp_path):
         {"state.weight": np.zeros((5, 3), dtype=np.float32)},
         {"last.bias": None},
         {"more": np.zeros(1)},
+        {"phases": np.zeros((5, 1), dtype=np.float32)},
+        {"phases": np.zeros((), dtype=np.float32)},
+        {"last.bias": np.zeros(2)},
+        {"last.bias": np.zeros(2, dtype=np.int64)},
+        {"last.bias": np.zeros(2, dtype=">f4")},
+        {"last.bias": np.array(["a", "b"])},
         {"phases": np.array([{}])},
+        {"last.bias": np.array([0.0, math.nan], dtype=np.float32)},
+        {"last.bias": np.array([0.0, -math.inf], dtype=np.float32)},
     ],
-    ids=["no width", "another width", "another dimension", "too few", "too many", "a pickle"],
+    ids=["no width", "another width", "another dimension", "too few", "too many", "a column", "one number", "float64"]
+    + ["integers", "bytes turned", "text", "a pickle", "NaN", "infinite"],
 )
 def test_other_weights_are_not_loaded(tmp_path, changes):
+    """The file is named; what numpy advises about pickles, which would run what is in it, is not said."""
     path = stored(tmp_path / "weights.npz", made(dtype=torch.float32), **changes)
-    with pytest.raises(ValueError, match="expected those of a DriftNetwork|allow_pickle=False"):
+    words = "holds other weights.*expected those of a DriftNetwork|cannot be read|infinite or NaN; expected finite"
+    with pytest.raises(ValueError, match=words) as refusal:
         networks.DriftNetwork.load(PROCESS, path)
+    assert str(path) in str(refusal.value) and "allow_pickle" not in str(refusal.value)
+    named = ("cannot be read", "frequencies", *changes)  # of another width they all are others, frequencies first
+    assert any(words in str(refusal.value) for words in named)
+
+
+def test_weights_of_another_process_are_not_loaded(tmp_path):
+    path = stored(tmp_path / "weights.npz", made(dtype=torch.float32))
+    with pytest.raises(ValueError, match=r"last.weight .*, not .*; expected those of a DriftNetwork"):
+        networks.DriftNetwork.load(diffusion.Process(dim=PROCESS.dim + 1), path)
 
 
 def test_initial_weights_are_bounded_as_torch_has_them():

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 from inputs import generator, tensor
-from trainables import ALPHA, PATHS, PROBLEM, SOLUTION, continuous, tabular, train, weights_of
+from toys.forward_kl import WeightedLikelihood
+from trainables import ALPHA, PATHS, PROBLEM, SOLUTION, Watched, continuous, tabular, train, weights_of
 
-from companion import metrics, reinforce
+from companion import metrics, reinforce, rtb
 from companion.objectives import (
     RTB,
     Annealed,
@@ -192,6 +193,28 @@ def test_annealing_takes_a_lower_beta_at_first():
     assert Annealed(RTB(BETA), over=3).beta == BETA
 
 
+def test_an_objective_of_the_users_is_annealed_by_its_field_beta():
+    """Trained so, it has the loss of a lower beta at first."""
+    sampler, objective = Watched(tabular()), Annealed(WeightedLikelihood(2.0), over=3)
+    history = train(sampler, objective)
+    batch = sampler.batches[0]
+    like = batch.log_pi.new_zeros(())
+    assert history.steps["loss"][0] == pytest.approx(WeightedLikelihood(0.5).loss(batch, [like]).item())
+    assert objective.at(9) == WeightedLikelihood(2.0) and objective.beta == 2.0
+
+
+def test_a_learned_log_z_for_other_paths_is_refused_in_their_words():
+    class ForThree(torch.nn.Module):
+        def forward(self, batch):
+            return batch.log_reward[:3]
+
+    batch = batch_of([1.0, -2.0, 0.5, 4.0])
+    with pytest.raises(ValueError, match=r"returned \(3,\); expected one number for each of the 4 paths"):
+        RTB(BETA, Network(ForThree())).loss(batch, [])
+    with pytest.raises(ValueError, match=r"log_z has shape \(3,\); expected \(4,\).*one entry per path"):
+        rtb.loss(batch.log_pi, batch.log_ref, batch.log_reward, tensor([0.0, 0.0, 0.0]))
+
+
 @pytest.mark.parametrize("clip", [3.0, 10.0, 100.0])
 def test_a_residual_beyond_the_clip_counts_as_the_clip(clip):
     """Residuals -+1 and -+20 nats about their mean; those within the clip are untouched."""
@@ -360,6 +383,11 @@ def test_the_clip_holds_for_a_learned_baseline_too(baseline):
         (lambda: Reinforce(clip=0.0), "clip is 0.0"),
         (lambda: PublishedBaseline(-0.1), "kl_weight is -0.1"),
         (lambda: Annealed(PublishedBaseline(), over=5), "objective is PublishedBaseline"),
+        (lambda: Annealed(RTB, over=1), "objective is <class"),
+        (lambda: Annealed(None, over=1), "objective is None"),
+        (lambda: Annealed(Annealed(RTB(), over=1), over=1), r"objective is Annealed\(objective=RTB"),
+        (lambda: Annealed(RTB(), over=1).at(-1), "iteration is -1"),
+        (lambda: Annealed(RTB(), over=1).at(0.5), "iteration is 0.5"),
         (lambda: Annealed(RTB(), over=-1), "over is -1"),
         (lambda: Annealed(RTB(), over=1.5), "over is 1.5"),
         (lambda: Scalar("x"), "start is 'x'"),
@@ -383,7 +411,7 @@ def test_values_out_of_range_and_of_the_wrong_kind_are_refused(make, words):
         (EVERY_STEP, {"states": torch.full((2, 4), -1)}, "states go from -1 to -1"),
         (EVERY_STEP, {"states": torch.full((2, 4), 10)}, "states go from 10 to 10"),
         (TrustPCL(value=Network(torch.nn.Identity()), length=1), {}, "value is"),
-        (Reinforce(BETA, weights="tempered"), {"log_behaviour": None}, "weights='tempered' with replayed"),
+        (Reinforce(BETA, weights="tempered"), {"log_behaviour": None}, "weights='tempered' with a batch that has no"),
     ],
     ids=str,
 )

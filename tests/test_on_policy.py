@@ -357,6 +357,25 @@ def test_at_the_optimum_the_centred_residual_of_every_path_and_the_gradient_of_e
 
 @pytest.mark.claim("O6")
 @every_shape
+@pytest.mark.parametrize("weights", ["none", "importance", "tempered"])
+def test_centring_removes_a_constant_that_is_added_to_every_log_reward(shape, weights):
+    """Away from the optimum, by either mean; without a baseline the gradient moves by the constant times the scores."""
+    c = case(shape)
+    steps = c.policy(c.logits(4))
+    drawn = {} if weights == "none" else {"log_behaviour": behaviours(c, c.logits(4))["uniform"]}
+    options = {"beta": 1 / ALPHA, "weights": weights, **drawn}
+
+    def of(log_reward, baseline):
+        log_pi = steps.clone().requires_grad_()
+        return gradient(reinforce.kl_loss(log_pi, c.log_ref, log_reward, baseline=baseline, **options), log_pi)
+
+    for baseline in ("batch_mean", "leave_one_out"):
+        assert_agree(of(c.log_reward + 7, baseline), of(c.log_reward, baseline), 7 + ALPHA * c.size(), roundings=SUMMED)
+    assert (of(c.log_reward + 7, "none") - of(c.log_reward, "none")).abs().max() > 0.1
+
+
+@pytest.mark.claim("O6")
+@every_shape
 def test_without_a_baseline_noise_stays_at_the_optimum_and_off_policy_the_fixed_point_moves(shape):
     """On-policy the mean is zero and the variance is not; off-policy the mean is -alpha log Z E_b[g]."""
     c = case(shape)

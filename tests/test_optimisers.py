@@ -11,7 +11,8 @@ from fractions import Fraction
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
+from hypothesis import strategies as st
 from inputs import PROPERTY, assert_agree, batches, generator, tensor
 from oracles import random_policy
 
@@ -508,6 +509,40 @@ def test_another_alpha_or_another_order_loses_bits(dtype, alpha, alike):
     assert not bool(same.all())
     size = 50 * max(alpha, 1.0)  # five steps of terms up to 3, and two numbers more
     assert_agree(theirs_on(b, alpha), -alpha * ours.double(), size, dtype)
+
+
+def one_step(log_pi: float, log_ref: float, reward: float, log_z: float, dtype: torch.dtype):
+    """One path of one step, as the tests above use them."""
+    shape = {"log_pi": log_pi, "log_ref": log_ref, "rewards": reward}
+    named = {name: tensor([[value]], dtype) for name, value in shape.items()}
+    return type("Path", (), named | {"log_z": tensor(log_z, dtype)})
+
+
+def on_the_package(b, alpha: float) -> torch.Tensor:
+    """-alpha times the residual of RTB as the package orders it."""
+    return -alpha * rtb.residual(b.log_pi, b.log_ref, b.rewards.sum(dim=1), b.log_z, beta=1 / alpha)
+
+
+@pytest.mark.claim("L3")
+@PROPERTY
+@given(st.sampled_from([torch.float32, torch.float64]), st.floats(1, 2, exclude_max=True), st.integers(-20, 20))
+@example(torch.float64, 1 + 2.0**-52, 0)
+@example(torch.float64, 2 - 2.0**-52, 0)
+@example(torch.float32, 1 + 2.0**-23, 0)
+def test_at_every_alpha_some_step_parts_the_residuals_or_alpha_is_a_power_of_two(dtype, m, e):
+    """The two steps of the proof: the first at every other alpha, in any order; the second parts the package's."""
+    m, eps = tensor(m, dtype).item(), torch.finfo(dtype).eps
+    alpha = m * 2.0**e
+    step = one_step(-(1 + eps), -1.0, 0.0, 0.0, dtype)
+    exact = tensor([m * eps * 2.0**e], dtype)
+    assert torch.equal(-alpha * associated_alike(step, 1 / alpha), exact)
+    assert torch.equal(on_the_package(step, alpha), exact)
+    assert torch.equal(theirs_on(step, alpha), exact) == (m in (1.0, 2.0))
+    power = 2.0**e
+    step = one_step(-eps / 2, 0.0, power, 1.0, dtype)
+    assert torch.equal(theirs_on(step, power), tensor([0.0], dtype))
+    assert torch.equal(-power * associated_alike(step, 1 / power), tensor([-0.0], dtype))
+    assert torch.equal(on_the_package(step, power), tensor([power * eps / 2], dtype))
 
 
 @pytest.mark.claim("L3")

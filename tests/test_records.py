@@ -10,6 +10,7 @@ import os
 import random
 import re
 import shutil
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -209,6 +210,205 @@ def test_the_folder_and_the_studies_are_found_from_the_notebooks(monkeypatch):
     assert records.studies() == sorted(common.studies()) and records.load("benchmark")
 
 
+@pytest.mark.parametrize(
+    ("contents", "words"),
+    [
+        (b"", "holds no JSON"),
+        (record()[:-1].encode(), "holds no JSON"),
+        (record()[: len(record()) // 2].encode(), "holds no JSON"),
+        (b"\xff\xfe" + record().encode(), "cannot be read: 'utf-8' codec"),
+        (record().replace("2.0", "NaN").encode(), "holds no JSON: NaN is no number of JSON"),
+        (record().replace("2.0", "-Infinity").encode(), "holds no JSON: -Infinity is no number of JSON"),
+        (b"[" * 100_000, "holds no JSON"),
+        (b"null", "has the keys none and schema None"),
+        (b"[1, 2]", "has the keys none and schema None"),
+        (b"{}", r"has the keys \(\) and schema None"),
+    ],
+    ids=["empty", "cut short", "half", "bad bytes", "NaN", "infinity", "deep", "null", "a list", "nothing in it"],
+)
+def test_a_file_that_is_not_whole_is_refused_by_its_name(tmp_path, contents, words):
+    (tmp_path / "s").mkdir()
+    path = tmp_path / "s" / "a-1.json"
+    path.write_bytes(contents)
+    for read in (
+        lambda: records.read(path),
+        lambda: records.read(str(path)),
+        lambda: records.load("s", where=tmp_path),
+    ):
+        with pytest.raises(ValueError, match=f"a-1.json {words}") as refusal:
+            read()
+        assert str(path) in str(refusal.value) and "make it again" in str(refusal.value)
+
+
+def steps(**columns):
+    """A history with these columns."""
+    return {"diverged_at": None, "steps": columns, "evaluations": {}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [({key: bad}, f"lacks {key}") for key in ("configuration", "measures", "provenance") for bad in (None, [], "m")]
+    + [({"study": bad}, "lacks study") for bad in (None, 1)]
+    + [({"configuration": bad}, "lacks configuration") for bad in ({}, {"name": None}, {"name": 1})]
+    + [
+        ({"history": bad}, "lacks history")
+        for bad in (None, {}, [], {"steps": {}, "evaluations": {}}, steps() | {"a": 1})
+    ]
+    + [({"history": steps() | {"diverged_at": bad}}, "lacks diverged_at") for bad in ("3", -1, True, [], 3.5)]
+    + [
+        ({"history": steps() | {table: bad}}, f"has {table} that are no table")
+        for table in ("steps", "evaluations")
+        for bad in (None, [], {"loss": None}, {"loss": 1.0}, {"loss": ["1.0"]}, {"loss": [True]}, {"loss": [[1.0]]})
+    ]
+    + [({"history": steps(loss=[10**400])}, "has steps that are no table")]
+    + [
+        (
+            {"history": steps(iteration=[0, 1], loss=[1.0])},
+            r"has steps that are no table: \{'iteration': 2, 'loss': 1\}",
+        )
+    ],
+    ids=str,
+)
+def test_a_part_that_is_missing_or_of_another_kind_is_refused_by_the_name_of_the_file(tmp_path, changes, words):
+    (tmp_path / "a-1.json").write_text(record(**changes))
+    with pytest.raises(ValueError, match=f"a-1.json {words}.*; expected .* make it again"):
+        records.read(tmp_path / "a-1.json")
+
+
+def test_a_file_that_is_not_there_is_refused_by_its_name(tmp_path):
+    for path in (tmp_path / "no.json", tmp_path):
+        with pytest.raises(ValueError, match=f"{path} cannot be read"):
+            records.read(path)
+
+
+@pytest.mark.parametrize("bad", [None, 3, b"results", ["results"]])
+def test_what_is_no_path_is_refused(bad):
+    for call in (lambda: records.read(bad), lambda: records.read_arrays(bad)):
+        with pytest.raises(ValueError, match="path is .*; expected a path"):
+            call()
+    if bad is not None:
+        for call in (
+            lambda: records.load("s", where=bad),
+            lambda: records.write("s", {"name": "a"}, {}, {}, where=bad),
+        ):
+            with pytest.raises(ValueError, match="where is .*; expected a path"):
+                call()
+
+
+def test_a_copy_of_a_run_under_another_name_is_not_counted_twice(tmp_path):
+    for study, name in (("s", "a-2"), ("t", "a-1")):
+        (tmp_path / study).mkdir()
+        (tmp_path / study / f"{name}.json").write_text(record())
+        with pytest.raises(ValueError, match=f"{name}.json holds the run s/a-1; expected {study}/{name}"):
+            records.load(study, where=tmp_path)
+
+
+def runs_of(*configurations, **measures):
+    """Runs as they are read."""
+    measures = measures or {"m": 0.0}
+    return [
+        records.Run("s", {"name": f"a-{i}"} | each, {}, measures, {}, {}, None, Path(f"s/a-{i}.json"))
+        for i, each in enumerate(configurations)
+    ]
+
+
+def test_groups_are_in_order_and_within_each_the_seeds():
+    """However the runs were given."""
+    runs = runs_of(*({"seed": seed, "noise": noise} for noise, seed in [(2, 10), (0.5, 3), (2, 9), (0.5, 11), (2, 0)]))
+    found = records.by(runs, "noise")
+    assert list(found) == [0.5, 2]
+    assert {noise: [run.configuration["seed"] for run in group] for noise, group in found.items()} == {
+        0.5: [3, 11],
+        2: [0, 9, 10],
+    }
+
+
+@pytest.mark.parametrize(
+    ("configurations", "key", "words"),
+    [
+        ([{"seed": 0, "noise": 1}, {"seed": 1}], "noise", "no order by 'noise': {'a-1.json': None}"),
+        ([{"seed": 0, "noise": None}], "noise", "no order by 'noise': {'a-0.json': None}"),
+        (
+            [{"seed": 0, "objective": {"type": "RTB"}}],
+            "objective",
+            "no order by 'objective': {'a-0.json': {'type': 'RTB'}}",
+        ),
+        ([{"seed": 0, "rates": [1, 2]}], "rates", "no order by 'rates'"),
+        ([{"seed": 0, "noise": 1}, {"seed": 1, "noise": "1"}], "noise", r"no order by 'noise': \[1, '1'\]"),
+        ([{"noise": 1}], "noise", "no order by 'seed': {'a-0.json': None}"),
+        ([{"seed": 0, "noise": 1}], None, "None names no entry"),
+        ([{"seed": 0, "noise": 1}], ["noise"], "names no entry"),
+    ],
+    ids=str,
+)
+def test_no_run_is_left_out_of_its_group(configurations, key, words):
+    with pytest.raises(ValueError, match=words):
+        records.by(runs_of(*configurations), key)
+
+
+@pytest.mark.parametrize("bad", [[], {}, {"a": runs_of({"seed": 0})}, None, "runs", [{"seed": 0}]], ids=str)
+def test_what_are_no_runs_are_neither_grouped_nor_measured(bad):
+    for call in (records.by, records.measure):
+        with pytest.raises(ValueError, match="expected a list of stored runs"):
+            call(bad, "seed")
+
+
+def test_a_measure_of_exactly_zero_is_a_measure():
+    assert records.measure(runs_of({}, {}, zero=0.0, none=0), "zero") == [0.0, 0.0]
+    assert records.measure(runs_of({}, none=0), "none") == [0]
+
+
+@pytest.mark.parametrize("bad", [None, [1.0], {"deep": 1.0}, "1.0", True, math.nan, math.inf], ids=str)
+def test_what_is_no_number_is_no_measure(bad):
+    with pytest.raises(
+        ValueError, match=r"\['a-0.json'\] have no number 'm'; expected it of every run. Measures: \['m'\]"
+    ):
+        records.measure(runs_of({}, m=bad), "m")
+
+
+# Arrays.
+
+
+def broken(path, how):
+    """An npz file, made and then broken."""
+    np.savez(path, weights=np.arange(1000.0), **({"odd": np.array([{}])} if how == "a pickle" else {}))
+    whole = path.read_bytes()
+    flipped = bytearray(whole)
+    flipped[200] ^= 1
+    contents = {"empty": b"", "cut short": whole[:-10], "half": whole[:4000], "flipped": bytes(flipped)}
+    contents |= {"foreign": b"{}", "a pickle": whole}
+    if how == "one array":
+        np.save(path.with_suffix(".npy"), np.zeros(3))
+        contents[how] = path.with_suffix(".npy").read_bytes()
+    if how == "another zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("weights", b"text")
+        contents[how] = path.read_bytes()
+    path.write_bytes(contents[how])
+    if how == "not there":
+        path.unlink()
+    return path
+
+
+@pytest.mark.parametrize(
+    "how", ["empty", "cut short", "half", "flipped", "foreign", "a pickle", "one array", "another zip"]
+)
+def test_a_file_of_arrays_that_is_not_whole_is_refused_by_its_name(tmp_path, how):
+    """In one way, without what numpy advises."""
+    path = broken(tmp_path / "w.npz", how)
+    with pytest.raises(ValueError, match="w.npz cannot be read .*expected an npz file of arrays, whole.") as refusal:
+        records.read_arrays(path)
+    assert str(path) in str(refusal.value) and "allow_pickle" not in str(refusal.value)
+
+
+def test_arrays_are_read_by_name_and_a_missing_file_is_named(tmp_path):
+    np.savez(tmp_path / "w.npz", a=np.arange(3), b=np.array("text"))
+    found = records.read_arrays(str(tmp_path / "w.npz"))
+    assert found["a"].tolist() == [0, 1, 2] and str(found["b"]) == "text"
+    with pytest.raises(ValueError, match=f"{tmp_path / 'no.npz'} cannot be read .FileNotFoundError"):
+        records.read_arrays(tmp_path / "no.npz")
+
+
 # Writing.
 
 TASK = {"name": "one", "seed": 3, "rates": (0.1, 0.2), "clip": None}
@@ -268,6 +468,89 @@ def test_each_part_of_a_record_begins_a_line(tmp_path):
     lines = (tmp_path / "study" / "odd.json").read_text().splitlines()
     keys = ("schema", "study", "configuration", "provenance", "measures", "history")
     assert lines[0] == "{" and [line.split(":")[0] for line in lines[1:]] == [f'"{key}"' for key in keys]
+
+
+@pytest.mark.parametrize("name", ["", "x/y", "../../esc", "/esc", "..", ".", ".hidden", "a\nb", "a\\b", None, 3])
+def test_a_name_that_leaves_the_folder_is_refused(tmp_path, name):
+    """Of a run, and of its study; before any folder is made."""
+    store = tmp_path / "results"
+    for call in (
+        lambda: records.write("study", TASK | {"name": name}, CODE, {}, where=store),
+        lambda: records.write(name, TASK, CODE, {}, where=store),
+        lambda: records.load(name, where=store),
+        lambda: records.place("study", name, where=store),
+    ):
+        with pytest.raises(ValueError, match=r"(study|name) is .*; expected letters, digits.* Rename it"):
+            call()
+    with pytest.raises(ValueError, match="name is ''"):
+        records.write("study", {"seed": 1}, CODE, {}, where=store)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["rarity-0.003-noise-0.2-4", "two words", "lr=1e-3,beta=+2", "Überall", "7"])
+def test_a_name_of_one_file_is_kept(tmp_path, name):
+    found = written(tmp_path, {}, TASK | {"name": name}, arrays={"a": np.zeros(1)})
+    assert found["configuration"]["name"] == name
+    assert {path.name for path in (tmp_path / "study").iterdir()} == {f"{name}.json", f"{name}.npz"}
+
+
+@pytest.mark.parametrize(
+    ("parts", "words"),
+    [
+        ({"configuration": TASK | {"rate": bad}}, "configuration of .*one.json is no JSON: ")
+        for bad in (
+            math.nan,
+            math.inf,
+            -math.inf,
+            [1.0, math.nan],
+            {"deep": math.nan},
+            torch.zeros(1),
+            {1, 2},
+            Path("x"),
+        )
+    ]
+    + [({"provenance": {"load": bad}}, "provenance of .*one.json is no JSON: ") for bad in (math.nan, b"x")]
+    + [({"measures": {"x": bad}}, "measures of .*one.json is no JSON: ") for bad in (1j, {1, 2}, b"x", np.array([1j]))]
+    + [({"measures": bad}, "one.json lacks measures") for bad in (None, [1.0], 2.0)]
+    + [({"provenance": bad}, "one.json lacks provenance") for bad in (None, [1.0])]
+    + [({"diverged_at": bad}, "one.json lacks diverged_at") for bad in (-1, "3", True)]
+    + [({"steps": {"loss": np.zeros(3), "elbo": np.zeros(2)}}, r"one.json has steps .*\{'loss': 3, 'elbo': 2\}")]
+    + [({"evaluations": {"iteration": np.zeros(1), "leak": np.zeros(2)}}, "one.json has evaluations .*no table")]
+    + [
+        ({table: {"a": bad}}, f"one.json has {table} that are no table")
+        for table in ("steps", "evaluations")
+        for bad in (np.zeros((2, 2)), np.array(["1"]), [True], 2.0, None)
+    ]
+    + [({"steps": {"a": [1j]}}, "steps of .*one.json is no JSON")]
+    + [({"steps": {"iteration": np.arange(3), "loss": np.zeros(3)}}, "steps of .*one.json have a column 'iteration'")]
+    + [
+        ({"arrays": {"w": bad}}, "array 'w' of .*one.json is .*; expected an array of numbers")
+        for bad in (np.array([{}]), np.array(["a"]), [1.0], None, torch.zeros(2))
+    ]
+    + [
+        ({"arrays": {name: np.zeros(2)}}, f"array '{name}' of .*by a name that is neither")
+        for name in ("file", "allow_pickle")
+    ],
+    ids=str,
+)
+def test_what_could_not_be_read_again_is_not_written(tmp_path, parts, words):
+    """And the record before it stays, byte for byte."""
+    written(tmp_path, {"x": 1}, arrays={"a": np.zeros(3)}, **history_of(3))
+    before = {path.name: path.read_bytes() for path in (tmp_path / "study").iterdir()}
+    given = {"configuration": TASK, "provenance": CODE, "measures": {}, "arrays": {"a": np.ones(3)}} | parts
+    with pytest.raises(ValueError, match=words) as refusal:
+        records.write(
+            "study", *(given.pop(name) for name in ("configuration", "provenance", "measures")), where=tmp_path, **given
+        )
+    assert "expected" in str(refusal.value)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "study").iterdir()} == before
+
+
+def test_arrays_of_an_earlier_run_do_not_stay_beside_a_later_one(tmp_path):
+    """Else the weights of one would be taken for those of the other."""
+    written(tmp_path, {}, arrays={"a": np.zeros(3)})
+    written(tmp_path, {})
+    assert [path.name for path in (tmp_path / "study").iterdir()] == ["one.json"]
 
 
 def test_without_arrays_and_history_there_is_one_file(tmp_path):
@@ -367,14 +650,36 @@ def test_provenance_names_the_code_and_the_machine(git):
 
 @pytest.mark.parametrize(
     ("commit", "changed", "words"),
-    [("abc", " M src/a.py", "uncommitted changes:  M src/a.py; expected none"), (None, None, "no git checkout in /x")],
+    [
+        ("abc", " M src/a.py", "uncommitted changes:  M src/a.py; expected none"),
+        (None, None, "no git checkout in .* that knows"),
+    ],
 )
-def test_provenance_is_refused_where_the_code_is_not_committed_unless_that_is_said(git, commit, changed, words):
+def test_provenance_is_refused_where_the_code_is_not_committed_unless_that_is_said(
+    git, tmp_path, commit, changed, words
+):
     git.commit, git.changed = commit, changed
+    (tmp_path / "src").mkdir()
     with pytest.raises(RuntimeError, match=words):
-        records.provenance(Path("/x"), ("src",))
-    found = records.provenance(Path("/x"), ("src",), clean=False)
+        records.provenance(tmp_path, ("src",))
+    found = records.provenance(tmp_path, ("src",), clean=False)
     assert found["commit"] == commit and found["uncommitted"] == (["src/a.py"] if changed else [])
+
+
+@pytest.mark.parametrize("bad", ["src", "", (), ("scr",), ("src", "experimnets"), ("",), (None,), [3]], ids=str)
+@pytest.mark.parametrize("clean", [True, False])
+def test_sources_that_are_not_there_are_not_called_clean(git, bad, clean):
+    """Text would be taken letter by letter, and of folders that are not there git says that nothing has changed."""
+    with pytest.raises(ValueError, match="sources is .*; expected a list of folders in .* Check their names"):
+        records.provenance(ROOT, bad, clean=clean)
+    assert git.asked == []
+
+
+def test_sources_of_which_git_says_nothing_are_not_called_clean(git):
+    """As of a folder outside of the repository, where there is a commit."""
+    git.changed = None
+    with pytest.raises(RuntimeError, match=r"no git checkout in .* that knows \['src'\]; expected"):
+        records.provenance(ROOT, ("src",))
 
 
 @pytest.mark.skipif(not shutil.which("git") or not (ROOT / ".git").exists(), reason="no git, or no repository")

@@ -1,13 +1,15 @@
 """What samplers draw, against the same paths scored by other means, and frequencies against exact laws."""
 
+import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from inputs import generator, random_graph, tensor
 from oracles import listed_paths, padded, random_policy, summed
 
-from companion import mdp, metrics, samplers, targets
+from companion import mdp, metrics, objectives, samplers, targets, training
 from companion.samplers import EveryPath, Exploration, Fading, UniformMixture, diffusion, drifts, networks
 from companion.samplers.batch import at
 
@@ -312,6 +314,8 @@ def padded_batch(**changes) -> samplers.Batch:
         ({"steps": torch.tensor([3, 1])}, r"log_pi is -5 at \[1, 1\]"),
         ({"group": torch.tensor([0.0, 1.0])}, "group is torch.float32"),
         ({"group": torch.tensor([0])}, r"group has shape \(1,\)"),
+        ({"states": torch.zeros(2, 3)}, r"states is \(2, 3\)"),
+        ({"states": [0, 1]}, "states is list"),
     ],
 )
 def test_a_batch_whose_entries_do_not_fit_is_refused(changes, words):
@@ -407,3 +411,168 @@ def test_bad_input_is_refused(call, words):
     with pytest.raises(ValueError, match="expected") as refusal:
         call()
     assert words in str(refusal.value)
+
+
+# What a user's functions may return, and whether they leave their inputs alone.
+
+REWARDS = {
+    "numpy": (lambda x: x[:, 0].numpy(), "log_reward is ndarray"),
+    "a list": (lambda x: x[:, 0].tolist(), "log_reward is list"),
+    "None": (lambda x: None, "log_reward is NoneType"),
+    "a column": (lambda x: x[:, :1], r"log_reward is \(6, 1\)"),
+    "one number": (lambda x: x.sum(), r"log_reward is \(\) torch.float64"),
+    "another dtype": (lambda x: x[:, 0].float(), r"log_reward is \(6,\) torch.float32"),
+    "integers": (lambda x: x[:, 0].long(), r"log_reward is \(6,\) torch.int64"),
+    "another device": (lambda x: x[:, 0].to("meta"), r"log_reward is \(6,\) torch.float64 on meta"),
+    "what it wrote over": (lambda x: x.detach().clamp_(-1, 1)[:, 0], "log_reward wrote over the states"),
+}
+POINTS = torch.zeros(6, 5, 2, dtype=torch.float64)
+ASKED = {
+    "drawn": lambda reward: made(reward=reward).draw(6, generator(0)),
+    "weighed": lambda reward: made(reward=reward).log_weights(POINTS.clone()),
+    "stored": lambda reward: samplers.resampled_prior_paths(
+        PROCESS, reference, reward, 6, generator(0), dtype=torch.float64
+    ),
+    "guided by": lambda reward: drifts.GuidedDrift(PROCESS, reference, reward)(POINTS[:, 0], torch.zeros(())),
+}
+
+
+@pytest.mark.parametrize("name", REWARDS)
+@pytest.mark.parametrize("where", ASKED)
+def test_a_reward_that_is_no_number_for_each_path_is_refused(where, name):
+    """Wherever it is asked for."""
+    reward, words = REWARDS[name]
+    with pytest.raises(ValueError, match=f"{words}.*expected"):
+        ASKED[where](reward if where != "guided by" or name != "numpy" else lambda x: x[:, 0].detach().numpy())
+
+
+def test_a_reward_without_a_gradient_does_not_guide():
+    guided = drifts.GuidedDrift(PROCESS, reference, lambda x: x[:, 0].detach())
+    with pytest.raises(ValueError, match="log_reward has no gradient; expected one"):
+        guided(POINTS[:, 0], torch.zeros(()))
+
+
+class Of(torch.nn.Module):
+    """A drift with a weight, which returns what is made of that weight times the states."""
+
+    def __init__(self, made):
+        super().__init__()
+        self.weight, self.made = torch.nn.Parameter(torch.ones((), dtype=torch.float64)), made
+
+    def forward(self, states, times):
+        return self.made(self.weight * states if self.weight is not None else states, states)
+
+
+DRIFTS = {
+    "detached": (lambda move, s: move.detach(), "drew a log_pi without a gradient"),
+    "another shape": (lambda move, s: move[:1], r"The drift is \(1, "),
+    "another dimension": (lambda move, s: move[..., :1], r"The drift is \(8, 1\)"),
+    "another dtype": (lambda move, s: move.float(), r"The drift is \(8, 2\) torch.float32"),
+    "another device": (lambda move, s: move.to("meta"), r"The drift is \(8, 2\) torch.float64 on meta"),
+    "nothing": (lambda move, s: None, "The drift is NoneType"),
+    "numpy": (lambda move, s: move.detach().numpy(), "The drift is ndarray"),
+    "what it wrote over": (lambda move, s: move + s.mul_(0.5), "The drift wrote over the states"),
+    "a copy's": (lambda move, s: Of(lambda move, s: move)(s, None), "loss of iteration 0 does not depend on any"),
+}
+
+
+def trained(policy, *, start=reference, **options):
+    """Train a drift for two steps."""
+    sampler = samplers.DiffusionSampler(PROCESS, policy, start, log_reward, **options)
+    schedule = training.Schedule(iterations=2, batch=8)
+    training.fine_tune(sampler, objectives.RTB(), schedule=schedule, generator=generator(1))
+
+
+@pytest.mark.parametrize("name", DRIFTS)
+def test_a_policy_that_is_no_drift_is_refused(name):
+    """And one from which nothing can be learned, where log Z alone would be."""
+    made, words = DRIFTS[name]
+    with pytest.raises(ValueError, match=f"{words}.*expected"):
+        trained(Of(made))
+
+
+@pytest.mark.parametrize("name", [name for name in DRIFTS if name not in ("detached", "a copy's")])
+def test_a_reference_that_is_no_drift_is_refused(name):
+    """It is called on whole paths."""
+    made, words = DRIFTS[name]
+    with pytest.raises(ValueError, match=f"{words.split('8')[0]}.*expected"):
+        trained(Of(lambda move, s: move), start=Of(made))
+
+
+def test_a_policy_is_trained_apart_from_its_reference():
+    """It is a module with weights, and shares none with the reference, but its dtype; a frozen copy is right."""
+    policy = Of(lambda move, s: move)
+    sharing = Of(lambda move, s: move)
+    sharing.weight = policy.weight
+    for given, start, words in (
+        (reference, reference, "policy is a function without parameters"),
+        (torch.nn.Identity(), reference, "policy is a Identity without parameters"),
+        (policy, policy, r"policy and reference share 1 tensor\(s\)"),
+        (policy, sharing, r"policy and reference share 1 tensor\(s\)"),
+        (policy, copy.deepcopy(policy).float(), "dtypes and devices are .*float64.*float32"),
+    ):
+        with pytest.raises(ValueError, match=f"{words}.*expected"):
+            trained(given, start=start)
+    trained(policy, start=copy.deepcopy(policy).requires_grad_(False))
+    assert policy.weight.item() != 1
+
+
+OTHER = diffusion.Process(steps=4, variance=3.0)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: trained(networks.DriftNetwork(OTHER, generator(0))), r"policy is for Process\(steps=4, variance=3.0"),
+        (lambda: trained(Of(None), start=mixture_sampler(5).reference), r"reference is for Process\(steps=5"),
+        (lambda: trained(Of), "policy is <class"),
+        (lambda: trained(None), "policy is None"),
+        (lambda: samplers.DiffusionSampler(4, Of(None), reference, log_reward), "process is 4"),
+        (lambda: samplers.DiffusionSampler(PROCESS, Of(None), reference, 5.0), "log_reward is 5.0"),
+        (lambda: trained(Of(None), store=[1]), "store is a list"),
+        (lambda: trained(Of(None), store=of_process(diffusion.Process(5, 2.0))), r"states is \(50, 6, 2\)"),
+        (lambda: trained(Of(None), store=of_process(OTHER)), "log_ref of the store is .* nats from that"),
+        (lambda: trained(Of(None), start=lambda s, t: -s, store=stored()), "log_ref of the store is .* nats from that"),
+        (lambda: trained(Of(None).float(), store=stored()), "dtypes and devices are .*float32.*float64"),
+    ],
+)
+def test_a_drift_or_a_store_of_another_process_is_refused(call, words):
+    with pytest.raises(ValueError, match=f"{words}.*expected"):
+        call()
+
+
+def of_process(process) -> samplers.Store:
+    """Paths of the reference under this process."""
+    return samplers.resampled_prior_paths(
+        process, reference, lambda x: 0 * x[:, 0], 50, generator(1), dtype=torch.float64
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"states": None}, "states NoneType"),
+        ({"states": torch.zeros(3, 5)}, r"states \(3, 5\)"),
+        ({"states": torch.zeros(0, 5, 2)}, r"states \(0, 5, 2\)"),
+        ({"log_ref": tensor([[0.0] * 5] * 3)}, r"log_ref \(3, 5\)"),
+        ({"log_reward": tensor([0.0, 0.0])}, r"log_reward \(2,\)"),
+        ({"log_reward": [0.0, 0.0, 0.0]}, "log_reward list"),
+        ({"weights": tensor([[1.0], [1.0], [1.0]])}, r"weights \(3, 1\)"),
+        ({"weights": torch.ones(3)}, r"weights \(3,\) torch.float32"),
+        ({"weights": torch.ones(3, dtype=torch.int64)}, r"weights \(3,\) torch.int64"),
+        ({"weights": tensor([1.0, -1.0, 1.0])}, "negative or all 0"),
+        ({"weights": tensor([0.0, 0.0, 0.0])}, "negative or all 0"),
+        ({"weights": tensor([1.0, math.nan, 1.0])}, "weights of the store holds 1"),
+        ({"log_reward": tensor([0.0, -math.inf, 0.0])}, "log_reward of the store holds 1"),
+    ],
+)
+def test_a_store_whose_parts_do_not_fit_is_refused(changes, words):
+    with pytest.raises(ValueError, match=f"{words}.*expected"):
+        replace(stored(), **changes)
+
+
+def test_a_generator_on_another_device_is_refused():
+    sampler = made()
+    sampler.policy = sampler.policy.to("meta")
+    with pytest.raises(ValueError, match="generator is on cpu; expected meta"):
+        sampler.draw(4, generator(0))

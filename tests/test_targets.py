@@ -7,6 +7,7 @@ import torch
 from inputs import generator, tensor
 
 from companion import targets
+from companion.validation import NotFiniteError
 
 EXAMPLE = targets.twenty_five_to_nine(dtype=torch.float64)
 MIXTURE = targets.GaussianMixture(tensor([[0.0, 0.0], [3.0, 4.0]]), tensor([0.25, 0.75]), 2.0)
@@ -67,6 +68,20 @@ def test_the_normaliser_at_beta_one_is_one():
         ({"weights": tensor([0.5, 0.6])}, "sum 1"),
         ({"weights": tensor([1.0, 0.0])}, "positive"),
         ({"weights": tensor([0.25, 0.75]).float()}, "dtype"),
+        ({"weights": tensor([0.25, 0.75 + 2e-6])}, "sum 1"),
+        ({"weights": tensor([0.25, 0.75 - 2e-6])}, "sum 1"),
+        ({"weights": tensor([0.25, math.nan])}, "positive"),
+        ({"weights": tensor([math.inf, 0.75])}, "sum 1"),
+        ({"weights": tensor([[0.25, 0.75]])}, "weights"),
+        ({"weights": [0.25, 0.75]}, "weights"),
+        ({"variance": -1.0}, "variance is -1.0"),
+        ({"variance": math.inf}, "variance is inf"),
+        ({"variance": tensor(1.0)}, "variance"),
+        ({"means": tensor([[0.0, 0.0], [3.0, math.nan]])}, "means holds 1 value(s) that are infinite or NaN"),
+        ({"means": tensor([[0.0, 0.0], [3.0, -math.inf]])}, "means holds 1 value(s) that are infinite or NaN"),
+        ({"means": torch.zeros(2, 0).double()}, "means has shape (2, 0)"),
+        ({"means": torch.zeros(0, 2).double(), "weights": tensor([])}, "means has shape (0, 2)"),
+        ({"means": [[0.0, 0.0], [3.0, 4.0]]}, "means is a list"),
     ],
 )
 def test_what_is_no_mixture_is_refused(changes, words):
@@ -74,6 +89,75 @@ def test_what_is_no_mixture_is_refused(changes, words):
     with pytest.raises(ValueError, match="expected") as refusal:
         targets.GaussianMixture(**(good | changes))
     assert words in str(refusal.value)
+
+
+def test_weights_of_seven_digits_are_a_law():
+    assert targets.GaussianMixture(MIXTURE.means, tensor([0.25, 0.75 + 5e-7]), 2.0).weights[1] > 0.75
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_no_mean_is_nearest_to_a_point_that_is_nowhere(bad):
+    with pytest.raises(NotFiniteError, match=r"x holds 1 value\(s\) that are infinite or NaN"):
+        MIXTURE.nearest(tensor([[0.0, bad], [1.0, 1.0]]))
+
+
+PLANE = targets.GaussianMixture(tensor([[0.0, 0.0], [3.0, 4.0], [5.0, 5.0]]), tensor([0.2, 0.3, 0.5]), 2.0)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        None,
+        PLANE.means,
+        targets.GaussianMixture(tensor([[0.0], [3.0]]), tensor([0.25, 0.75]), 2.0),
+        targets.GaussianMixture(MIXTURE.means.float(), MIXTURE.weights.float(), 2.0),
+    ],
+    ids=["none", "a tensor", "a line", "float32"],
+)
+def test_mixtures_of_two_spaces_are_refused(other):
+    for call in (
+        lambda: targets.Tilt(MIXTURE, other),
+        lambda: targets.Tilt(other, MIXTURE),
+        lambda: targets.weights_on(PLANE, other),
+        lambda: targets.weights_on(other, MIXTURE),
+        lambda: targets.tilted_mode_weights(other, 1.0),
+    ):
+        with pytest.raises(ValueError, match="expected (a GaussianMixture|mixtures in one space|a Tilt)"):
+            call()
+
+
+def test_weights_are_put_on_the_means_that_have_them():
+    """In the order of the whole, zero where the part has none; however many there are."""
+    assert targets.weights_on(PLANE, MIXTURE).tolist() == [0.25, 0.75, 0.0]
+    back = targets.GaussianMixture(MIXTURE.means.flip(0), MIXTURE.weights.flip(0), 2.0)
+    assert targets.weights_on(PLANE, back).tolist() == [0.25, 0.75, 0.0]
+    means = 100 + torch.randn(60, 2, generator=generator(3))
+    many = targets.GaussianMixture(means, torch.full((60,), 1 / 60), 0.3)
+    assert torch.equal(targets.weights_on(many, many), many.weights)
+
+
+@pytest.mark.parametrize("gap", [1e-12, 1e-3, 0.5, 100.0])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_mean_that_is_nearly_one_of_the_whole_is_not_taken_for_it(gap, sign):
+    near = targets.GaussianMixture(tensor([[0.0, sign * gap], [3.0, 4.0]]), tensor([0.25, 0.75]), 2.0)
+    with pytest.raises(ValueError, match="part has a mean that whole has not, or has twice; expected each once"):
+        targets.weights_on(PLANE, near)
+
+
+def test_a_mean_that_the_whole_has_twice_is_refused():
+    """Its weight would go to the first."""
+    twice = targets.GaussianMixture(tensor([[0.0, 0.0], [0.0, 0.0], [3.0, 4.0]]), tensor([0.2, 0.3, 0.5]), 2.0)
+    with pytest.raises(ValueError, match="part has a mean that whole has not, or has twice; expected each once"):
+        targets.weights_on(twice, MIXTURE)
+
+
+def test_a_factor_whose_product_with_the_reward_overflows_is_refused():
+    """Where it is finite there is a law: all weight on the mode with the largest r."""
+    tilt = targets.twenty_five_to_nine(dtype=torch.float64)
+    law = targets.tilted_mode_weights(tilt, 1e300)
+    assert law.sum() == law.max() == 1 and tilt.prior.means[law.argmax()].tolist() == [5.0, 0.0]
+    with pytest.raises(ValueError, match=r"factor \* reward holds .* Pass a smaller factor"):
+        targets.tilted_mode_weights(tilt, 1e308)
 
 
 @pytest.mark.parametrize("bad", [tensor([1.0, 2.0]), torch.zeros(3, 3, dtype=torch.float64), None])

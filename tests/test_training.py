@@ -61,7 +61,7 @@ def test_measures_are_those_of_the_batch():
 @pytest.mark.parametrize("weights", ["importance", "tempered"])
 def test_weights_for_replayed_paths_are_refused(weights):
     """Their behaviour has no density."""
-    with pytest.raises(ValueError, match=f"weights='{weights}' with replayed paths.*Use 'none'"):
+    with pytest.raises(ValueError, match=f"weights='{weights}' with a batch that has no log_behaviour.*Use 'none'"):
         train(continuous(replayed=True), Reinforce(weights=weights), behaviour=Exploration(replayed=0.5))
 
 
@@ -101,6 +101,11 @@ class Odd:
         return self.drawn(n, generator)
 
 
+def unhooked(n, draws):
+    """A batch of a policy, though not of the tensors that are to be trained."""
+    return tabular().draw(n, draws)
+
+
 def detached(n, draws):
     """A batch whose policy cannot be trained."""
     batch = tabular().draw(n, draws)
@@ -117,6 +122,9 @@ WEIGHT = torch.ones(1, dtype=torch.float64, requires_grad=True)
         (Odd([WEIGHT, torch.ones(1)]), "has 2 tensors to train, 1 of them frozen"),
         (Odd([WEIGHT], detached), "drew a log_pi without a gradient"),
         (Odd([WEIGHT], lambda n, draws: (n, draws)), "drew a tuple"),
+        (Odd([WEIGHT, 1.0]), "has 2 tensors to train, 0 of them frozen, 1 of them no tensors"),
+        (Odd([WEIGHT], lambda n, draws: tabular().draw(n - 1, draws)), "drew 15 paths"),
+        (Odd([WEIGHT], unhooked), "loss of iteration 0 does not depend on any of the 1 tensors of group 0"),
     ],
 )
 def test_a_policy_that_cannot_be_trained_is_refused(sampler, words):
@@ -137,6 +145,76 @@ def test_a_factor_on_the_rates_that_would_climb_is_refused(factor):
     with pytest.raises(ValueError, match="the factor on the rates at iteration 1.*expected"):
         rates = {0: 1.0, 1: factor}
         training.optimise(lambda i: (weight.square(), {}), [([weight], 0.1)], 3, generator(0), rate_at=rates.get)
+
+
+class Told(VarGrad):
+    """An objective that learns or returns what it is told to."""
+
+    def __init__(self, loss=None, learned=()):
+        super().__init__()
+        object.__setattr__(self, "told", (loss, list(learned)))
+
+    def parameters(self, like):
+        return self.told[1]
+
+    def loss(self, batch, learned):
+        return super().loss(batch, learned) if self.told[0] is None else self.told[0](batch)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"sampler": None}, "sampler is None, which has no parameters and no draw"),
+        ({"sampler": VarGrad()}, r"sampler is VarGrad\(beta=1.0\), which has no draw"),
+        ({"sampler": Odd}, "sampler is <class .*which has no fields, being a class"),
+        ({"objective": VarGrad}, "objective is <class .*which has no fields, being a class"),
+        ({"objective": "RTB"}, "objective is 'RTB', which has no parameters and no loss"),
+        ({"objective": Told(learned=[0.0])}, "The objective has 1 tensors to train, 0 of them frozen, 1 of them no"),
+        ({"objective": Told(learned=[torch.zeros(1)])}, "The objective has 1 tensors to train, 1 of them frozen"),
+        ({"objective": Told(learned=[WEIGHT])}, "does not depend on any of the 1 tensors of group 1"),
+        ({"objective": Told(lambda batch: 1.0)}, "The loss of iteration 0 is a float, no tensor"),
+        ({"objective": Told(lambda batch: batch.log_pi.sum(1))}, r"is a Tensor, of shape \(16,\)"),
+        ({"objective": Told(lambda batch: batch.log_reward.sum())}, r"of shape \(\), requires_grad=False"),
+        ({"label": 5}, "label is 5"),
+        ({"evaluate": {"x": 1.0}}, "evaluate is {'x': 1.0}"),
+        ({"evaluate": lambda: 1.0}, "what evaluate returned after 0 steps is a float"),
+        ({"evaluate": lambda: {"iteration": 1.0}}, r"what evaluate returned after 0 steps is dict \['iteration'\]"),
+        ({"evaluate": lambda: {"x": "much"}}, "what evaluate returned after 0 steps is {'x': 'much'}"),
+        ({"evaluate": lambda: {"x": torch.zeros(2)}}, "what evaluate returned after 0 steps is {'x': tensor"),
+        ({"stop_after": 2.5}, "stop_after is 2.5"),
+        ({"behaviour": UniformMixture}, "behaviour is <class"),
+    ],
+)
+def test_what_does_not_train_is_refused_by_name(changes, words):
+    """Before a weight is moved."""
+    sampler = tabular()
+    given = {
+        "sampler": sampler,
+        "objective": VarGrad(),
+        "schedule": training.Schedule(2, 16),
+        "generator": generator(1),
+    }
+    with pytest.raises(ValueError, match=f"{words}.*expected"):
+        training.fine_tune(**(given | changes))
+    assert torch.equal(sampler.logits, PROBLEM.log_ref)
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (lambda loss: loss, r"loss_of\(0\) is a Tensor"),
+        (lambda loss: (loss, None), "the row of iteration 0 is a NoneType"),
+        (lambda loss: (loss, {"loss": 1.0}), r"the row of iteration 0 is dict \['loss'\]"),
+        (lambda loss: (loss, {"seconds": 1.0, "a": 1}), r"the row of iteration 0 is dict \['a', 'seconds'\]"),
+        (lambda loss: (loss, {"a": None}), "the row of iteration 0 is {'a': None}"),
+        (lambda loss: (loss.reshape(1), {}), r"The loss of iteration 0 is a Tensor, of shape \(1,\)"),
+    ],
+)
+def test_what_is_no_loss_with_a_row_is_refused(answer, words):
+    weight = torch.tensor(1.0, requires_grad=True)
+    with pytest.raises(ValueError, match=f"{words}.*expected"):
+        training.optimise(lambda i: answer(weight.square()), [([weight], 0.1)], 3, generator(0))
+    assert weight.item() == 1.0
 
 
 def test_a_schedule_that_is_none_is_refused():
@@ -170,6 +248,42 @@ def test_a_loss_that_is_not_finite_stops_the_run(objective):
     other = tabular()
     train(other, objective, iterations=4)
     assert_equal(weights_of(sampler), weights_of(other))
+
+
+def unseen(batch):
+    """A loss of the user's that looks at nothing before it computes."""
+    return (batch.log_pi.sum(1) - batch.log_ref.sum(1) - batch.log_reward).square().mean()
+
+
+@pytest.mark.parametrize("objective", [VarGrad(), Told(unseen)], ids=["that checks", "that does not"])
+@pytest.mark.parametrize(
+    ("at_fault", "spoil"),
+    [
+        ("log_reward", spoiled),
+        ("log_ref", lambda batch: replace(batch, log_ref=batch.log_ref / 0)),
+        ("log_pi", lambda batch: replace(batch, log_pi=batch.log_pi * math.inf)),
+    ],
+)
+def test_the_history_says_what_was_not_finite_and_when(tmp_path, objective, at_fault, spoil):
+    """Reward, reference or policy, not only that it diverged; a checkpoint keeps it. At the first step it is raised."""
+    options = {"checkpoint": tmp_path / "run.npz"}
+    history = train(Watched(tabular(), fails_at=4, failure=spoil), objective, options=options)
+    assert history.reason.startswith(f"At iteration 4: {at_fault} holds ") and history.diverged_at == 4
+    assert train(Watched(tabular()), objective, options=options).reason == history.reason
+    assert train(tabular(), objective).reason is None
+    with pytest.raises(NotFiniteError, match=f"{at_fault} holds"):
+        train(Watched(tabular(), fails_at=0, failure=spoil), objective)
+
+
+def test_a_loss_and_a_gradient_that_are_not_finite_are_told_apart():
+    weight = torch.tensor(1.0, requires_grad=True)
+    for late, words in (
+        (lambda: weight / 0, "the loss"),
+        (lambda: (weight - weight.detach()).sqrt(), "the gradient of"),
+    ):
+        losses = [weight.square, late]
+        history = training.optimise(lambda i, losses=losses: (losses[i](), {}), [([weight], 0.1)], 2, generator(0))
+        assert history.reason.startswith(f"At iteration 1: {words}")
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run():

@@ -17,7 +17,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from companion.validation import check_generator, check_number, check_positive_integers
+from companion.validation import check_generator, check_kind, check_law, check_number, check_positive_integers
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,8 +136,13 @@ class Problem:
                 "one entry per edge. Order it as problem.source and problem.target."
             )
 
-    def _check_policy(self, name: str, value: Tensor) -> None:
+    def _check_same_dtype(self, name: str, value: Tensor) -> None:
         self._check_edges(name, value)
+        if value.dtype != self.log_ref.dtype:
+            raise ValueError(f"{name} is {value.dtype}; expected {self.log_ref.dtype} as log_ref. Convert one of them.")
+
+    def _check_policy(self, name: str, value: Tensor) -> None:
+        self._check_same_dtype(name, value)
         total = _logsumexp_by_source(self, value.detach())[~self.terminal]
         slack = 16 * torch.finfo(value.dtype).eps * (8 + self.out_degree[~self.terminal].sqrt())
         if not bool((total.abs() <= slack).all()):
@@ -167,10 +172,24 @@ class Paths:
     Attributes:
         edges: ``[paths, steps]``, int64; the edge taken at each step, -1 past the end of a path.
         states: ``[paths, steps + 1]``, int64; the states visited, the last one repeated past the end.
+
+    Raises:
+        ValueError: for another shape or dtype, and where something is looked up that has no entry for each edge, state
+            or path.
     """
 
     edges: Tensor
     states: Tensor
+
+    def __post_init__(self) -> None:
+        for name, value in (("edges", self.edges), ("states", self.states)):
+            if not isinstance(value, Tensor) or value.dtype != torch.int64 or value.ndim != 2:
+                raise ValueError(f"{name} is no int64 matrix; expected one row per path. Use enumerate_paths.")
+        if self.states.shape != (len(self.edges), self.edges.shape[1] + 1):
+            raise ValueError(
+                f"edges has shape {tuple(self.edges.shape)}, states {tuple(self.states.shape)}; expected a state more "
+                "than edges in each row. Use enumerate_paths."
+            )
 
     @property
     def ends(self) -> Tensor:
@@ -179,11 +198,13 @@ class Paths:
 
     def per_step(self, by_edge: Tensor) -> Tensor:
         """Look up ``[edges]`` along the paths: ``[paths, steps]``, zero past the end. Keeps gradients."""
+        _check_entries("by_edge", by_edge, self.edges)
         taken = self.edges >= 0
         return torch.where(taken, by_edge[self.edges.clamp(min=0)], by_edge.new_zeros(()))
 
     def per_state(self, by_state: Tensor) -> Tensor:
         """Look up ``[states]`` along the paths: ``[paths, steps + 1]``. Keeps gradients."""
+        _check_entries("by_state", by_state, self.states)
         return by_state[self.states]
 
     def log_prob(self, log_policy: Tensor) -> Tensor:
@@ -191,7 +212,10 @@ class Paths:
         return self.per_step(log_policy).sum(dim=1)
 
     def select(self, index: Tensor) -> "Paths":
-        """Return the paths at ``index``, ``[n]``."""
+        """Return the paths at ``index``, ``[n]``, int64."""
+        whole = isinstance(index, Tensor) and index.dtype == torch.int64 and index.ndim == 1
+        if not whole or not bool(((index >= 0) & (index < len(self))).all()):
+            raise ValueError(f"index is {index!r}; expected [n], int64, of 0 to {len(self) - 1}. Draw from these.")
         return Paths(self.edges[index], self.states[index])
 
     def __len__(self) -> int:
@@ -204,7 +228,8 @@ def from_edges(edges: Sequence[tuple[int, int]], *, dtype: torch.dtype = torch.f
     ``edges`` are pairs (state, next state), each leading to a higher number, 0 being the root; they are sorted.
     Raises ``ValueError`` for a graph that is cyclic, disconnected or has a double edge.
     """
-    if not all(len(edge) == 2 and all(type(state) is int for state in edge) for edge in edges):
+    pairs = isinstance(edges, list | tuple) and all(isinstance(edge, list | tuple) and len(edge) == 2 for edge in edges)
+    if not pairs or not all(type(state) is int for edge in edges for state in edge):
         raise ValueError("An edge is no pair of integers; expected (state, next state) for each. Pass plain integers.")
     source, target = torch.tensor(sorted(edges), dtype=torch.int64).reshape(-1, 2).unbind(1)
     _check_graph(source, target)
@@ -256,6 +281,7 @@ def random_policy(problem: Problem, generator: torch.Generator) -> Tensor:
     Raises ``ValueError`` without a generator: nothing is drawn from global state.
     """
     check_generator(generator)
+    check_kind("problem", problem, Problem)
     logits = torch.randn(len(problem.source), generator=generator, dtype=problem.log_ref.dtype)
     return log_softmax(problem, logits)
 
@@ -273,7 +299,8 @@ def log_softmax(problem: Problem, logits: Tensor) -> Tensor:
 
     Raises ``ValueError`` for logits of another shape, NaN or +inf, or a state all of whose logits are -inf.
     """
-    problem._check_edges("logits", logits)
+    check_kind("problem", problem, Problem)
+    problem._check_same_dtype("logits", logits)
     if bool((logits.isnan() | logits.isposinf()).any()):
         raise ValueError("logits hold NaN or +inf; expected finite values, or -inf for an edge never taken. Mend them.")
     if bool((_logsumexp_by_source(problem, logits.detach())[~problem.terminal] == -math.inf).any()):
@@ -298,6 +325,7 @@ def solve(problem: Problem, *, kl_weight: float, entropy_weight: float = 0.0, ga
     Source: Nachum et al. (2017b), the optimal values of the relative-entropy-regularised problem. Derived in chapter
     ``kl-regularised-rl``.
     """
+    check_kind("problem", problem, Problem)
     alpha = _check_weights(kl_weight, entropy_weight, gamma)
     values = torch.zeros(problem.n_states, dtype=problem.rewards.dtype)
     gains = torch.full_like(problem.rewards, -math.inf)
@@ -328,6 +356,7 @@ def evaluate(
     check_number("kl_weight", kl_weight, at_least=0)
     check_number("entropy_weight", entropy_weight, at_least=0)
     check_number("gamma", gamma, above=0, at_most=1)
+    check_kind("problem", problem, Problem)
     problem._check_policy("log_policy", log_policy)
     used = log_policy.exp() > 0  # 0 log 0 = 0: an action never taken costs and earns nothing, whatever its reward
     log_pi = torch.where(used, log_policy, torch.zeros_like(log_policy))
@@ -376,6 +405,7 @@ def path_counts(problem: Problem) -> Tensor:
 
     Raises ``ValueError`` where there are more than 2^53 in all, beyond which a count would not be exact.
     """
+    check_kind("problem", problem, Problem)
     counts = torch.zeros(problem.n_states, dtype=torch.float64)
     counts[0] = 1
     for edges in reversed(problem.levels):
@@ -390,6 +420,7 @@ def visit_log_prob(problem: Problem, log_policy: Tensor) -> Tensor:
 
     At terminal states it is the sampler's log-marginal log p(x). It runs forward over the graph, without listing paths.
     """
+    check_kind("problem", problem, Problem)
     problem._check_policy("log_policy", log_policy)
     visits = torch.zeros(problem.n_states, dtype=log_policy.dtype)
     for edges in problem.arrivals:
@@ -404,10 +435,14 @@ def marginal(problem: Problem, paths: Paths, log_prob: Tensor) -> Tensor:
     """Return the probability of each terminal state, summed over the paths that lead there, ``[terminals]``.
 
     ``log_prob`` is ``[paths]``, nats, for all paths of the problem, and sums to probability 1. The result is in the
-    order of :attr:`Problem.terminals`. Raises ``ValueError`` for another shape, or a law that does not sum to one.
+    order of :attr:`Problem.terminals`. Raises ``ValueError`` for another shape, a law that does not sum to one, or the
+    paths of another problem.
     """
+    check_kind("problem", problem, Problem)
     _check_paths("log_prob", log_prob, paths)
     _check_law("log_prob", log_prob)
+    if bool((paths.ends >= problem.n_states).any()) or not bool(problem.terminal[paths.ends].all()):
+        raise ValueError("A path ends where the problem goes on; expected its own paths. List them again.")
     by_state = torch.zeros(problem.n_states, dtype=log_prob.dtype).index_add(0, paths.ends, log_prob.exp())
     return by_state[problem.terminals]
 
@@ -420,8 +455,10 @@ def expectation(values: Tensor, log_behaviour: Tensor) -> Tensor:
         log_behaviour: ``[paths]``, nats; the law of the paths. It sums to probability 1.
 
     Raises:
-        ValueError: for shapes that do not fit, or a law that does not sum to one.
+        ValueError: for shapes that do not fit, a law that does not sum to one, or values that have no mean.
     """
+    check_kind("values", values, Tensor)
+    check_kind("log_behaviour", log_behaviour, Tensor)
     if log_behaviour.ndim != 1 or values.shape[:1] != log_behaviour.shape or values.dtype != log_behaviour.dtype:
         raise ValueError(
             f"values is {tuple(values.shape)} {values.dtype} and log_behaviour {tuple(log_behaviour.shape)} "
@@ -431,6 +468,8 @@ def expectation(values: Tensor, log_behaviour: Tensor) -> Tensor:
     law = log_behaviour.exp()
     possible = (law > 0).reshape(-1, *[1] * (values.ndim - 1))  # 0 times infinity is 0: the path never happens
     mean: Tensor = torch.tensordot(law, torch.where(possible, values, torch.zeros_like(values)), dims=1)
+    if bool(mean.isnan().any()):
+        raise ValueError("values hold NaN, or infinities of both signs; expected a mean. Mend what they come from.")
     return mean
 
 
@@ -508,16 +547,28 @@ def _check_weights(kl_weight: float, entropy_weight: float, gamma: float) -> flo
 
 
 def _check_paths(name: str, value: Tensor, paths: Paths) -> None:
+    check_kind("paths", paths, Paths)
+    check_kind(name, value, Tensor)
     if value.shape != (len(paths),):
         raise ValueError(f"{name} has shape {tuple(value.shape)}; expected ({len(paths)},), one entry per path.")
 
 
+def _check_entries(name: str, value: Tensor, index: Tensor) -> None:
+    needed = int(index.max()) + 1 if index.numel() else 0
+    if not isinstance(value, Tensor) or value.ndim != 1 or len(value) < needed:
+        given = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(
+            f"{name} is {given}; expected a tensor of at least {needed} entries, one for each of the problem. Order it "
+            "as the problem has them."
+        )
+
+
 def _check_law(name: str, log_prob: Tensor) -> None:
+    if not log_prob.is_floating_point():
+        raise ValueError(f"{name} is {log_prob.dtype}; expected log-probabilities. Convert it with .double().")
     law = log_prob.detach().exp()
     largest = log_prob.detach()[law > 0].abs().max() if bool((law > 0).any()) else torch.ones(())
-    slack = (64 + len(law)) * torch.finfo(law.dtype).eps * max(1.0, float(largest))
-    if not abs(float(law.sum()) - 1) <= slack:
-        raise ValueError(f"{name} sums to probability {float(law.sum()):.12g}; expected 1. Normalise it.")
+    check_law(name, law, (64 + len(law)) * torch.finfo(law.dtype).eps * max(1.0, float(largest)))
 
 
 def _check_graph(source: Tensor, target: Tensor) -> None:

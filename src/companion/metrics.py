@@ -6,33 +6,62 @@ clouds of points, and the upper bound EUBO, which needs paths of the target and 
 chapter ``twenty-five-modes-to-nine``.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
 from companion.targets import GaussianMixture
-from companion.validation import check_generator, check_positive_integers
+from companion.validation import (
+    check_finite,
+    check_generator,
+    check_kind,
+    check_law,
+    check_matrix,
+    check_minus_infinity_only,
+    check_positive_integers,
+)
+
+#: How far a law may sum from one: seven digits are stored, and float32 has no more.
+_SLACK = 1e-5
 
 
 def mode_weights(points: Tensor, mixture: GaussianMixture) -> Tensor:
     """Return the share of the points, ``[n, dim]``, nearest to each mean of a mixture: ``[components]``, sum 1.
 
+    Raises ``ValueError`` for no points, points of another shape or dtype, or some that are not finite.
+
     Source: the assignment used with the illustrative example of Venkatraman et al. (2024). Used in chapter
     ``twenty-five-modes-to-nine``.
     """
+    check_kind("mixture", mixture, GaussianMixture)
+    check_matrix("points", points, "[n, dim]")
     counts = torch.bincount(mixture.nearest(points), minlength=len(mixture.means))
     return counts.to(points.dtype) / len(points)
 
 
 def total_variation(p: Tensor, q: Tensor) -> Tensor:
-    """Return half the sum of the absolute differences of two laws over the same outcomes, ``[outcomes]``."""
+    """Return half the sum of the absolute differences of two laws over the same outcomes, ``[outcomes]``.
+
+    Raises ``ValueError`` for what is no law, to five digits, or two that do not fit.
+    """
+    check_law("p", p, _SLACK)
+    check_law("q", q, _SLACK)
     _check_same("p", p, "q", q)
     return 0.5 * (p - q).abs().sum()
 
 
 def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """Return KL(p, q) of two laws over the same, listed outcomes, ``[outcomes]`` in nats; 0 log 0 is 0."""
-    _check_same("log_p", log_p, "log_q", log_q)
+    """Return KL(p, q) of two laws over the same, listed outcomes, ``[outcomes]`` in nats; 0 log 0 is 0.
+
+    Raises ``ValueError`` for what is no law, to five digits, or two that do not fit.
+    """
+    check_kind("log_p", log_p, Tensor)
+    check_kind("log_q", log_q, Tensor)
     p = log_p.exp()
+    check_law("exp(log_p)", p, _SLACK)
+    check_law("exp(log_q)", log_q.exp(), _SLACK)
+    _check_same("log_p", log_p, "log_q", log_q)
     return torch.where(p > 0, p * (log_p - log_q), torch.zeros_like(p)).sum()
 
 
@@ -42,8 +71,13 @@ def sliced_wasserstein(x: Tensor, y: Tensor, generator: torch.Generator, *, proj
     The root of the mean, over random directions, of the squared 2-Wasserstein distance of the projections. Two samples
     of one law have a distance above zero, the noise floor: report it beside.
 
+    Raises ``ValueError`` for no points, clouds that do not fit, or points that are not finite.
+
     Source: standard; the optimal coupling on a line sorts both sides. Used in chapter ``twenty-five-modes-to-nine``.
     """
+    for name, cloud in (("x", x), ("y", y)):
+        check_matrix(name, cloud, "[n, dim]")
+        check_finite(name, cloud, "Leave out the points of a sampler that diverged, or mend it.")
     _check_same("x", x, "y", y)
     check_generator(generator)
     check_positive_integers(projections=projections)
@@ -54,21 +88,31 @@ def sliced_wasserstein(x: Tensor, y: Tensor, generator: torch.Generator, *, proj
 
 
 def importance_log_z(log_weight: Tensor) -> Tensor:
-    """Return the importance-sampling estimate of log Z from the log-weights of the policy's own paths, ``[batch]``."""
+    """Return the importance-sampling estimate of log Z from the log-weights of the policy's own paths, ``[batch]``.
+
+    Raises ``ValueError`` for another shape, NaN or +inf, or weights that are all zero.
+    """
     _check_log_weight(log_weight)
-    return log_weight.logsumexp(dim=0) - torch.tensor(float(len(log_weight))).log()
+    return log_weight.logsumexp(dim=0) - math.log(len(log_weight))
 
 
 def effective_sample_size(log_weight: Tensor) -> Tensor:
-    """Return the effective sample size over n of importance weights, ``[n]`` in logarithms: 1 where all are equal."""
+    """Return the effective sample size over n of importance weights, ``[n]`` in logarithms: 1 where all are equal.
+
+    Raises ``ValueError`` as :func:`importance_log_z`.
+    """
     _check_log_weight(log_weight)
     return 1 / (log_weight.softmax(dim=0).square().sum() * len(log_weight))
 
 
 def _check_log_weight(log_weight: Tensor) -> None:
-    if not isinstance(log_weight, Tensor) or log_weight.ndim != 1 or len(log_weight) == 0:
+    right = isinstance(log_weight, Tensor) and log_weight.is_floating_point()
+    if not right or log_weight.ndim != 1 or len(log_weight) == 0:
         shape = tuple(log_weight.shape) if isinstance(log_weight, Tensor) else type(log_weight).__name__
         raise ValueError(f"log_weight is {shape}; expected [n], one log-weight per path. Take a sampler's.")
+    check_minus_infinity_only("log_weight", log_weight)
+    if bool(log_weight.isneginf().all()):
+        raise ValueError("log_weight is -inf throughout; expected one path whose weight is not zero. Draw more paths.")
 
 
 def _check_same(name: str, value: Tensor, other_name: str, other: Tensor) -> None:

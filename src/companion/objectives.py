@@ -9,7 +9,7 @@ Chapter on-policy-rtb-is-reinforce derives the gradients; estimators-and-the-des
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -330,12 +330,12 @@ class Reinforce:
     def loss(self, batch: Batch, learned: Sequence[Tensor]) -> Tensor:
         """Return the surrogate of the policy gradient, and the error of a learned baseline.
 
-        Raises ``ValueError`` for weights on paths whose behaviour has no density.
+        Raises ``ValueError`` for weights on a batch without ``log_behaviour``.
         """
         if self.weights != "none" and batch.log_behaviour is None:
             raise ValueError(
-                f"weights={self.weights!r} with replayed paths, whose behaviour has no density; expected a batch that "
-                "has log_behaviour. Use 'none'."
+                f"weights={self.weights!r} with a batch that has no log_behaviour, as where paths are replayed; "
+                "expected one. Use 'none', or a sampler that scores all its paths under what drew them."
             )
         inputs = (batch.log_pi, batch.log_ref, batch.log_reward)
         given: dict[str, Any] = {"beta": self.beta, "weights": self.weights, "group": batch.group, "steps": batch.steps}
@@ -386,39 +386,50 @@ class Annealed:
     At iteration i it is ``min(1, (i + 1) / (over + 1))`` times its own.
 
     Attributes:
-        objective: one that has an inverse temperature; the published baseline has none.
+        objective: a dataclass whose field ``beta`` is an inverse temperature, or :class:`TrustPCL`; the published
+            baseline has none.
         over: the iterations that it takes, >= 0.
+
+    Raises ``ValueError`` for an objective without an inverse temperature.
 
     Source: a remedy for early collapse. Used in chapter ``twenty-five-modes-to-nine``.
     """
 
-    objective: RTB | VarGrad | TrustPCL | Reinforce
+    objective: Any
     over: int
 
     def __post_init__(self) -> None:
         check_counts(over=self.over)
-        _check_learned("objective", self.objective, (RTB, VarGrad, TrustPCL, Reinforce))
+        names = {field.name for field in fields(self.objective)} if is_dataclass(self.objective) else set()
+        if isinstance(self.objective, type) or not (isinstance(self.objective, TrustPCL) or "beta" in names):
+            raise ValueError(
+                f"objective is {self.objective!r}; expected TrustPCL(...), or a dataclass with a field beta, its "
+                "inverse temperature. Train it without annealing, or give it that field."
+            )
 
     @property
     def beta(self) -> float:
         """Inverse temperature in the end."""
-        return self.objective.beta
+        return float(self.objective.beta)
 
-    def at(self, iteration: int) -> RTB | VarGrad | TrustPCL | Reinforce:
-        """Return the objective of an iteration."""
+    def at(self, iteration: int) -> Objective:
+        """Return the objective of an iteration. Raises ``ValueError`` unless that counts from 0."""
+        check_counts(iteration=iteration)
         factor = min(1.0, (iteration + 1) / (self.over + 1))
         if isinstance(self.objective, TrustPCL):
             kl_weight, entropy_weight = self.objective.kl_weight / factor, self.objective.entropy_weight / factor
             return replace(self.objective, kl_weight=kl_weight, entropy_weight=entropy_weight)
-        return replace(self.objective, beta=self.objective.beta * factor)
+        annealed: Objective = replace(self.objective, beta=self.objective.beta * factor)
+        return annealed
 
     def parameters(self, like: Tensor) -> list[Tensor]:
         """Return what the objective learns."""
-        return self.objective.parameters(like)
+        return list(self.objective.parameters(like))
 
     def loss(self, batch: Batch, learned: Sequence[Tensor]) -> Tensor:
         """Return the loss in the end; :meth:`at` has that of an iteration."""
-        return self.objective.loss(batch, learned)
+        loss: Tensor = self.objective.loss(batch, learned)
+        return loss
 
 
 def _ended(values: Tensor, batch: Batch) -> Tensor:

@@ -5,9 +5,15 @@ recognises, and today's code needs them back as the same values. A class that is
 name; nothing else in the package looks a class up by a string.
 """
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 _Class = TypeVar("_Class", bound=type)
 
@@ -80,9 +86,38 @@ def from_plain(data: Any) -> Any:
 
 
 def describe(value: object) -> str:
-    """Return a line that tells apart settings that differ: the plain form, or what else says how a value was made."""
+    """Return a line that tells apart settings that differ: the plain form, or what else says how a value was made.
+
+    Of a tensor that is its digest, of a method what it is bound to, of a function or a class its name, and of anything
+    else, such as a module of weights, the name of its class.
+    """
+    if isinstance(value, Tensor):
+        return f"{tuple(value.shape)} {digest([value])}"
     if is_dataclass(value) and not isinstance(value, type):
         parts = ", ".join(f"{field.name}={describe(getattr(value, field.name))}" for field in fields(value))
         return f"{type(value).__name__}({parts})"
-    plain = value is None or isinstance(value, bool | int | float | str | list | tuple)
-    return repr(value) if plain else f"{type(value).__module__}.{type(value).__qualname__}"
+    if value is None or isinstance(value, bool | int | float | str | list | tuple):
+        return repr(value)
+    if hasattr(value, "__self__") and hasattr(value, "__name__"):
+        return f"{describe(value.__self__)}.{value.__name__}"
+    named = value if hasattr(value, "__qualname__") else type(value)
+    return f"{named.__module__}.{named.__qualname__}"
+
+
+def digest(tensors: Iterable[Tensor]) -> str:
+    """Return sixteen letters that tell apart tensors that differ, in dtype, shape or any bit."""
+    return digest_of_arrays({f"{j} {tensor.dtype}": to_array(tensor) for j, tensor in enumerate(tensors)})
+
+
+def digest_of_arrays(arrays: Mapping[str, NDArray[Any]]) -> str:
+    """Return sixteen letters that tell apart arrays by name that differ, in name, dtype, shape or any bit."""
+    whole = hashlib.sha256()
+    for name in sorted(arrays):
+        whole.update(f"{name} {arrays[name].dtype} {arrays[name].shape} ".encode() + arrays[name].tobytes())
+    return whole.hexdigest()[:16]
+
+
+def to_array(tensor: Tensor) -> NDArray[Any]:
+    """Return a tensor's numbers, without loss: as float32 where numpy has no such dtype, as it has no bfloat16."""
+    value = tensor.detach().cpu()
+    return np.asarray((value.float() if value.dtype == torch.bfloat16 else value).numpy())

@@ -8,7 +8,9 @@ records, so that no number is typed by hand; reading them needs no torch.
 import json
 import os
 import platform
+import re
 import subprocess
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,6 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 
 #: The version of the format. 1 had one flat list of settings; experiments/migrations says how 2 was made of it.
 SCHEMA = 2
@@ -25,6 +28,7 @@ PREFIX = 10
 #: After the prefix every so many iterations are stored.
 STRIDE = 25
 _KEYS = ("schema", "study", "configuration", "provenance", "measures", "history")
+_MEND = "Restore it, for one from git, or remove it and make it again."
 
 
 @dataclass(frozen=True)
@@ -73,47 +77,96 @@ def studies() -> list[str]:
     return sorted(path.name for path in folder().iterdir() if (scripts / f"{path.name}.py").is_file())
 
 
-def load(study: str, *, where: Path | None = None) -> list[Run]:
+def place(study: str, name: str, *, where: Path | str | None = None) -> Path:
+    """Return where the record of that name is, or would be: a file in the folder of its study.
+
+    ``where`` is the folder of results, that of :func:`folder` by default. Raises ``ValueError`` for what names no file,
+    or one outside that folder.
+    """
+    for what, given in (("study", study), ("name", name)):
+        if not isinstance(given, str) or not re.fullmatch(r"\w[\w .,+=-]*", given):
+            raise ValueError(
+                f"{what} is {given!r}; expected letters, digits, spaces and . , + = - _, a letter or digit first: it "
+                "names a file. Rename it."
+            )
+    return (folder() if where is None else _path("where", where)) / study / f"{name}.json"
+
+
+def load(study: str, *, where: Path | str | None = None) -> list[Run]:
     """Return all stored runs of a study, in the order of their names.
 
     ``where`` is the folder of results, that of :func:`folder` by default. Raises ``ValueError`` where there are none,
-    or for a file of another format.
+    for a file of another format, or one that holds the run of another name.
     """
-    paths = sorted(((where or folder()) / study).glob("*.json"))
+    paths = sorted(place(study, "any", where=where).parent.glob("*.json"))
     if not paths:
         raise ValueError(f"No results of {study!r}; expected some. Run `make experiments`, or check the name.")
-    return [read(path) for path in paths]
+    runs = [read(path) for path in paths]
+    for run in runs:
+        held = (run.study, run.configuration["name"])
+        if held != (study, run.path.stem):
+            raise ValueError(
+                f"{run.path} holds the run {'/'.join(held)}; expected {study}/{run.path.stem}. Remove it: a copy would "
+                "count twice."
+            )
+    return runs
 
 
-def read(path: Path) -> Run:
-    """Return the run in a file. Raises ``ValueError`` for a file of another format."""
-    record = json.loads(path.read_text())
-    if tuple(record) != _KEYS or record["schema"] != SCHEMA:
-        raise ValueError(
-            f"{path} has the keys {tuple(record)} and schema {record.get('schema')}; expected {_KEYS} and schema "
-            f"{SCHEMA}. Migrate it (experiments/migrations), or make it again."
-        )
-    history = record["history"]
-    steps, evaluations = (
-        {name: np.array(column, dtype=float) for name, column in history[table].items()}
-        for table in ("steps", "evaluations")
-    )
-    parts = (record["study"], record["configuration"], record["provenance"], record["measures"])
-    return Run(*parts, steps, evaluations, history["diverged_at"], path)
+def read(path: Path | str) -> Run:
+    """Return the run in a file. Raises ``ValueError`` for a file that is not whole, or of another format."""
+    path = _path("path", path)
+    try:
+        return _run(path, path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read: {error}; expected a stored run. {_MEND}") from None
+
+
+def read_arrays(path: Path | str) -> dict[str, NDArray[Any]]:
+    """Return the arrays of an npz file, by name; nothing in it is unpickled.
+
+    Raises ``ValueError``, with the name of the file, for one that is not there, not whole, or holds anything else.
+    """
+    path = _path("path", path)
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
+            arrays = dict(stored)
+        broken = [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]
+    except Exception as error:  # zipfile, zlib and numpy raise a dozen kinds; what numpy advises would run foreign code
+        broken = [type(error).__name__]
+    if broken:
+        raise ValueError(f"{path} cannot be read ({', '.join(broken)}); expected an npz file of arrays, whole. {_MEND}")
+    return arrays
 
 
 def by(runs: Sequence[Run], key: str) -> dict[Any, list[Run]]:
-    """Group runs by an entry of their configuration, in the order of its values, each group by seed."""
-    values = sorted({run.configuration[key] for run in runs if key in run.configuration})
-    chosen = {value: [run for run in runs if run.configuration.get(key) == value] for value in values}
-    return {value: sorted(group, key=lambda run: run.configuration["seed"]) for value, group in chosen.items()}
+    """Group runs by an entry of their configuration, in the order of its values, each group by seed.
+
+    Raises ``ValueError`` for a run without that entry, or without a seed, for entries that have no order, and no runs.
+    """
+    _check_runs(runs, key)
+    for name in (key, "seed"):
+        values = {run.path: run.configuration.get(name) for run in runs}
+        odd = {path.name: value for path, value in values.items() if not isinstance(value, str | int | float)}
+        if odd or len({isinstance(value, str) for value in values.values()}) > 1:
+            raise ValueError(
+                f"The runs have no order by {name!r}: {odd or list(values.values())}; expected a number of each, or "
+                "text of each. Choose another entry, or leave those runs out."
+            )
+    groups: dict[Any, list[Run]] = {}
+    for run in sorted(runs, key=lambda run: (run.configuration[key], run.configuration["seed"])):
+        groups.setdefault(run.configuration[key], []).append(run)
+    return groups
 
 
 def measure(runs: Sequence[Run], name: str) -> list[float]:
-    """Return one measure of each run. Raises ``ValueError`` for a run without it."""
-    missing = [run.path.name for run in runs if run.measures.get(name) is None]
+    """Return one measure, a number, of each run. Raises ``ValueError`` for a run without it, and for no runs."""
+    _check_runs(runs, name)
+    missing = [run.path.name for run in runs if not _is_number(run.measures.get(name))]
     if missing:
-        raise ValueError(f"{missing} have no {name!r}; expected it of every run. Measures: {sorted(runs[0].measures)}.")
+        raise ValueError(
+            f"{missing} have no number {name!r}; expected it of every run. Measures: {sorted(runs[0].measures)}. "
+            "Choose another, or leave those runs out."
+        )
     return [run.measures[name] for run in runs]
 
 
@@ -132,19 +185,27 @@ def write(
     """Write a record under its configuration's ``"name"``, whole or not at all, and return its path.
 
     The parts are those of a :class:`Run`; ``steps`` has every iteration, of which the first ten are kept, then every
-    twenty-fifth. Numbers are kept to seven digits, which is all that float32 gives; what is not finite becomes null.
-    ``arrays`` go into an npz file, no pickles. ``where`` is the folder of results, that of :func:`folder` by default.
+    twenty-fifth. Numbers are kept to seven digits, which is all that float32 gives; what is not finite becomes null
+    among measures and histories. ``arrays`` go into an npz file, no pickles; without them, that of a record which is
+    replaced goes. ``where`` is the folder of results, that of :func:`folder` by default.
+
+    Raises ``ValueError``, before anything is written, for a part that :func:`read` would refuse: a name that is none
+    (as :func:`place`), a configuration that is no JSON, columns of several lengths, arrays that would be pickled.
     """
-    path = (where or folder()) / study / f"{configuration['name']}.json"
+    path = place(study, configuration.get("name", ""), where=where)
+    history = {"diverged_at": diverged_at, "steps": _thinned(path, steps or {}), "evaluations": evaluations or {}}
+    parts = (SCHEMA, study, configuration, provenance, measures, history)
+    # Each part on a line of its own: a diff shows what changes between two runs.
+    lines = (f'"{key}":{_json(path, key, part)}' for key, part in zip(_KEYS, parts, strict=True))
+    text = "{\n" + ",\n".join(lines) + "}\n"
+    _run(path, text)
+    _check_arrays(path, arrays or {})
     path.parent.mkdir(parents=True, exist_ok=True)
     if arrays:
         write_whole(path.with_suffix(".npz"), lambda file: np.savez_compressed(file, **arrays))  # type: ignore[arg-type]
-    history = {"diverged_at": diverged_at, "steps": _thinned(steps or {}), "evaluations": _numbers(evaluations or {})}
-    parts = (SCHEMA, study, configuration, provenance, _numbers(measures), history)
-    # Each part on a line of its own: a diff shows what changes between two runs.
-    lines = (f'"{key}":{json.dumps(part, separators=(",", ":"))}' for key, part in zip(_KEYS, parts, strict=True))
-    text = "{\n" + ",\n".join(lines) + "}\n"
     write_whole(path, lambda file: file.write(text.encode()))
+    if not arrays:
+        path.with_suffix(".npz").unlink(missing_ok=True)
     return path
 
 
@@ -164,11 +225,18 @@ def provenance(root: Path, sources: Iterable[str], *, clean: bool = True) -> dic
 
     ``sources`` are the folders of the project in ``root`` whose code makes it. Raises ``RuntimeError`` if they have
     uncommitted changes or there is no git, so that a result names its code. With ``clean=False`` the changed files are
-    listed instead, and the commit is None where git does not know it.
+    listed instead, and the commit is None where git does not know it. Raises ``ValueError`` for sources that are not
+    there.
     """
-    changed, commit = _git(root, "status", "--porcelain", "--", *sources), _git(root, "rev-parse", "HEAD")
-    if clean and (changed or commit is None):
-        what = f"uncommitted changes: {changed}" if commit else f"no git checkout in {root}"
+    given = [] if isinstance(sources, str) else list(sources)
+    if not given or not all(isinstance(name, str) and name and (Path(root) / name).exists() for name in given):
+        raise ValueError(
+            f"sources is {sources!r}; expected a list of folders in {root}: git says of others that nothing has "
+            "changed. Check their names."
+        )
+    changed, commit = _git(root, "status", "--porcelain", "--", *given), _git(root, "rev-parse", "HEAD")
+    if clean and (changed or None in (changed, commit)):
+        what = f"uncommitted changes: {changed}" if changed else f"no git checkout in {root} that knows {given}"
         raise RuntimeError(f"{what}; expected none, so that a result names its code. Commit.")
     found = {
         "commit": commit,
@@ -191,11 +259,96 @@ def _git(root: Path, *arguments: str) -> str | None:
     return done.stdout.rstrip() if done.returncode == 0 else None
 
 
-def _thinned(steps: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def _path(name: str, given: Path | str) -> Path:
+    if not isinstance(given, str | os.PathLike):
+        raise ValueError(f"{name} is {given!r}; expected a path. Pass a pathlib.Path, or text.")
+    return Path(given)
+
+
+def _run(path: Path, text: str) -> Run:
+    """The run that a file holds, every part of it checked."""
+    try:
+        record = json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} holds no JSON: {error}; expected a stored run, whole. {_MEND}") from None
+    if not isinstance(record, dict) or tuple(record) != _KEYS or record["schema"] != SCHEMA:
+        keys, schema = (tuple(record), record.get("schema")) if isinstance(record, dict) else ("none", None)
+        raise ValueError(
+            f"{path} has the keys {keys} and schema {schema}; expected {_KEYS} and schema {SCHEMA}. Migrate it "
+            "(experiments/migrations), or make it again."
+        )
+    study, configuration, provenance, measures, history = (record[key] for key in _KEYS[1:])
+    wrong = [key for key in _KEYS[2:] if not isinstance(record[key], dict)]
+    wrong += [] if isinstance(study, str) else ["study"]
+    wrong += [] if wrong or isinstance(configuration.get("name"), str) else ["configuration['name']"]
+    wrong += [] if wrong or {"diverged_at", "steps", "evaluations"} == set(history) else ["history"]
+    diverged_at = None if wrong else history["diverged_at"]
+    wrong += [] if diverged_at is None or (type(diverged_at) is int and diverged_at >= 0) else ["diverged_at"]
+    if wrong:
+        what = ", ".join(wrong)
+        raise ValueError(f"{path} lacks {what}, or has something else there; expected the parts of a run. {_MEND}")
+    steps, evaluations = (_columns(path, table, history[table]) for table in ("steps", "evaluations"))
+    return Run(study, configuration, provenance, measures, steps, evaluations, diverged_at, path)
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _columns(path: Path, table: str, columns: Any) -> dict[str, np.ndarray]:
+    """Columns of numbers, of one length, as arrays; NaN for null."""
+    lists = columns if isinstance(columns, dict) and all(isinstance(c, list) for c in columns.values()) else {"": [""]}
+    odd = [name for name, column in lists.items() if not all(x is None or _is_number(x) for x in column)]
+    lengths = {name: len(column) for name, column in lists.items()}
+    if odd or len(set(lengths.values())) > 1:
+        raise ValueError(
+            f"{path} has {table} that are no table: {odd or lengths}; expected columns of numbers or null, all of one "
+            f"length. {_MEND}"
+        )
+    return {name: np.array(column, dtype=float) for name, column in lists.items()}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def _check_runs(runs: Sequence[Run], key: str) -> None:
+    if not isinstance(runs, list | tuple) or not runs or not all(isinstance(run, Run) for run in runs):
+        raise ValueError(f"runs is {runs!r}; expected a list of stored runs. Pass what load returns, or a group of by.")
+    if not isinstance(key, str):
+        raise ValueError(f"{key!r} names no entry of a run; expected text. Pass the name of the entry.")
+
+
+def _check_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Refuse what an npz file would hold as a pickle, or lose: two names are numpy's own."""
+    for name, array in arrays.items():
+        plain = isinstance(array, np.ndarray) and array.dtype.kind in "biuf"
+        if not plain or name in ("file", "allow_pickle"):
+            given = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
+            raise ValueError(
+                f"The array {name!r} of {path} is {given}; expected an array of numbers, by a name that is neither "
+                "'file' nor 'allow_pickle'. Convert it with numpy.asarray, or rename it."
+            )
+
+
+def _json(path: Path, key: str, part: Any) -> str:
+    try:
+        part = part if key in ("configuration", "provenance") else _numbers(part)
+        return json.dumps(part, separators=(",", ":"), allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"The {key} of {path} is no JSON: {error}; expected text, finite numbers, lists and None. Put those there."
+        ) from None
+
+
+def _thinned(path: Path, steps: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """The iterations that are kept: all of the prefix, then every STRIDE-th."""
-    length = max((len(column) for column in steps.values()), default=0)
+    if "iteration" in steps:
+        raise ValueError(f"The steps of {path} have a column 'iteration'; expected none: it is added. Rename it.")
+    columns = json.loads(_json(path, "steps", steps))
+    length = max((len(column) for column in _columns(path, "steps", columns).values()), default=0)
     kept = [i for i in range(length) if i < PREFIX or i % STRIDE == 0]
-    return {"iteration": kept} | {name: _numbers(column[kept]) for name, column in steps.items()}
+    return {"iteration": kept} | {name: [column[i] for i in kept] for name, column in columns.items()}
 
 
 def _numbers(value: Any) -> Any:
@@ -208,4 +361,6 @@ def _numbers(value: Any) -> Any:
         return [_numbers(entry) for entry in value]
     if value is None or isinstance(value, str | bool | int):
         return value
+    if not isinstance(value, float):
+        raise TypeError(f"{value!r} is no number")
     return float(f"{value:.7g}") if np.isfinite(value) else None

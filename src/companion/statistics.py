@@ -85,12 +85,7 @@ class Equivalence:
 
 
 def equivalence(
-    first: Sequence[float],
-    second: Sequence[float],
-    *,
-    margin: float,
-    significance: float = 0.05,
-    paired: bool = False,
+    first: Sequence[float], second: Sequence[float], *, margin: float, significance: float = 0.05, paired: bool = False
 ) -> Equivalence:
     """Run two one-sided t-tests (TOST) on the means of two samples, independent or paired.
 

@@ -15,7 +15,14 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from companion.validation import check_generator, check_number, check_positive_integers
+from companion.validation import (
+    check_finite,
+    check_generator,
+    check_kind,
+    check_matrix,
+    check_number,
+    check_positive_integers,
+)
 
 #: Weights over 61 of the nine modes that the posterior keeps, by their means.
 _KEPT = {
@@ -41,7 +48,8 @@ class GaussianMixture:
         variance: of each component, > 0.
 
     Raises:
-        ValueError: for a wrong shape, dtype or device, weights that are no law, or ``variance <= 0``.
+        ValueError: for a wrong shape, dtype or device, means that are not finite, weights that are no law, or
+            ``variance <= 0``.
 
     Source: standard; the closed-form drift that ends in it is :class:`companion.samplers.drifts.MixtureDrift`. Used
     in chapter ``twenty-five-modes-to-nine``.
@@ -53,8 +61,8 @@ class GaussianMixture:
 
     def __post_init__(self) -> None:
         check_number("variance", self.variance, above=0)
-        if not isinstance(self.means, Tensor) or self.means.ndim != 2 or not self.means.is_floating_point():
-            raise ValueError("means is no floating-point [components, dim] tensor; expected one. Stack the means.")
+        check_matrix("means", self.means, "[components, dim]")
+        check_finite("means", self.means, "Put each mean where it is.")
         if not isinstance(self.weights, Tensor) or self.weights.shape != self.means.shape[:1]:
             raise ValueError("weights is no [components] tensor; expected one weight per mean. Pass as many as means.")
         if self.weights.dtype != self.means.dtype or self.weights.device != self.means.device:
@@ -77,8 +85,12 @@ class GaussianMixture:
         return self.means[component] + math.sqrt(self.variance) * noise
 
     def nearest(self, x: Tensor) -> Tensor:
-        """Return the index of the mean nearest to each point of ``x``, ``[batch, dim]``: ``[batch]``, int64."""
+        """Return the index of the mean nearest to each point of ``x``, ``[batch, dim]``: ``[batch]``, int64.
+
+        Raises ``ValueError`` for points that are not finite: no mean is nearest to them.
+        """
         self._check_points(x)
+        check_finite("x", x, "Leave out the points of a sampler that diverged, or mend it.")
         return torch.cdist(x, self.means).argmin(dim=1)
 
     def _log_joint(self, x: Tensor) -> Tensor:
@@ -101,10 +113,16 @@ class Tilt:
     Attributes:
         prior: what the reference samples.
         posterior: the target at beta = 1.
+
+    Raises:
+        ValueError: for what are no two mixtures in one space, of one dtype.
     """
 
     prior: GaussianMixture
     posterior: GaussianMixture
+
+    def __post_init__(self) -> None:
+        _check_one_space(prior=self.prior, posterior=self.posterior)
 
     def log_reward(self, x: Tensor) -> Tensor:
         """Return log r(x), the log-ratio of posterior and prior density, ``[batch]``, for ``x`` of ``[batch, dim]``."""
@@ -127,15 +145,16 @@ def twenty_five_to_nine(*, dtype: torch.dtype = torch.float32) -> Tilt:
 def weights_on(whole: GaussianMixture, part: GaussianMixture) -> Tensor:
     """Return the weights of ``part`` over the means of ``whole``, zero where it has none: ``[components of whole]``.
 
-    Raises ``ValueError`` for a mean of ``part`` that ``whole`` does not have. Used in chapter
-    ``twenty-five-modes-to-nine``.
+    Raises ``ValueError`` for a mean of ``part`` that ``whole`` does not have, to the last digit, or has twice. Used in
+    chapter ``twenty-five-modes-to-nine``.
     """
-    distances = torch.cdist(part.means, whole.means)
-    if bool((distances.min(dim=1).values > 0).any()):
+    _check_one_space(whole=whole, part=part)
+    same = (part.means[:, None] == whole.means).all(dim=2)
+    if bool((same.sum(dim=1) != 1).any()):
         raise ValueError(
-            "part has a mean that whole has not; expected all of them. Pass the prior, then the posterior."
+            "part has a mean that whole has not, or has twice; expected each once. Pass the prior, then the posterior."
         )
-    return torch.zeros_like(whole.weights).index_add(0, distances.argmin(dim=1), part.weights)
+    return torch.zeros_like(whole.weights).index_add(0, same.long().argmax(dim=1), part.weights)
 
 
 def tilted_mode_weights(tilt: Tilt, factor: float) -> Tensor:
@@ -150,15 +169,26 @@ def tilted_mode_weights(tilt: Tilt, factor: float) -> Tensor:
         factor: at least 0; the first published baseline with weight w and batches of n has (1 - 1/n) / (2w).
 
     Raises:
-        ValueError: for two variances, a mean that the prior does not have, or a factor that is negative or not finite.
+        ValueError: for two variances, a mean that the prior does not have, or a factor that is negative, not finite, or
+            so large that its product with r is not.
 
     Source: claim B1. Derived in chapter ``anatomy-of-a-baseline``.
     """
     check_number("factor", factor, at_least=0)
+    check_kind("tilt", tilt, Tilt)
     if tilt.prior.variance != tilt.posterior.variance:
         raise ValueError(
             f"The variances are {tilt.prior.variance:g} and {tilt.posterior.variance:g}; expected one, or r(x) is not "
             "constant within a mode. Integrate instead."
         )
     reward = weights_on(tilt.prior, tilt.posterior) / tilt.prior.weights
+    check_finite("factor * reward", factor * reward, "Pass a smaller factor.")
     return (tilt.prior.weights.log() + factor * reward).softmax(dim=0)
+
+
+def _check_one_space(**mixtures: GaussianMixture) -> None:
+    for name, mixture in mixtures.items():
+        check_kind(name, mixture, GaussianMixture)
+    kinds = {name: (mixture.means.shape[1], mixture.means.dtype) for name, mixture in mixtures.items()}
+    if len(set(kinds.values())) > 1:
+        raise ValueError(f"dim and dtype are {kinds}; expected mixtures in one space. Convert one of them.")

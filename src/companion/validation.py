@@ -110,10 +110,10 @@ def check_steps(steps: Tensor | None, *, log_pi: Tensor, **others: Tensor) -> No
 
 
 def check_scalar(name: str, value: Tensor, log_pi: Tensor) -> None:
-    """Refuse what is neither a 0-d tensor nor ``[batch]`` (one per condition), or not finite. Raises ``ValueError``."""
+    """Refuse what is neither a 0-d tensor nor ``[batch]`` (one per path), or not finite. Raises ``ValueError``."""
     _check_tensor(name, value)
     shape = () if value.ndim == 0 else (log_pi.shape[0],)
-    check_like(name, value, log_pi, shape, "a 0-d tensor, or [batch] with one entry per condition")
+    check_like(name, value, log_pi, shape, "a 0-d tensor, or [batch] with one entry per path, that of its condition")
 
 
 def check_last_value(values: Tensor) -> None:
@@ -224,6 +224,29 @@ def _check_shape(name: str, value: Tensor, log_pi: Tensor, shape: tuple[int, ...
 def _check_device(name: str, value: Tensor, log_pi: Tensor) -> None:
     if value.device != log_pi.device:
         raise ValueError(f"{name} is on {value.device}; expected {log_pi.device} as log_pi. Move one of them.")
+
+
+def check_kind(name: str, value: object, kind: type) -> None:
+    """Refuse what is no instance of a class. Raises ``ValueError``."""
+    if not isinstance(value, kind):
+        raise ValueError(f"{name} is a {type(value).__name__}; expected a {kind.__name__}. Pass one.")
+
+
+def check_matrix(name: str, value: Tensor, layout: str) -> None:
+    """Refuse what is no floating-point matrix with a row and a column at least. Raises ``ValueError``."""
+    _check_tensor(name, value)
+    if value.ndim != 2 or 0 in value.shape:
+        raise ValueError(f"{name} has shape {tuple(value.shape)}; expected {layout}, not empty. Pass one per row.")
+
+
+def check_law(name: str, law: Tensor, slack: float) -> None:
+    """Refuse probabilities that are no ``[outcomes]``, or do not sum to one within ``slack``. Raises ``ValueError``."""
+    _check_tensor(name, law)
+    total = float(law.detach().double().sum())
+    if law.ndim != 1 or bool((law < 0).any()) or not abs(total - 1) <= min(slack, sys.float_info.max):
+        raise ValueError(
+            f"{name} sums to probability {total:.12g}; expected 1, of [outcomes], none negative. Normalise it."
+        )
 
 
 def check_finite(name: str, value: Tensor, advice: str) -> None:

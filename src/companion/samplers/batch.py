@@ -63,6 +63,12 @@ class Batch:
         check_steps(self.steps, log_pi=self.log_pi)
         if self.group is not None:
             check_group(self.group, self.log_pi)
+        shape = (self.log_pi.shape[0], self.log_pi.shape[1] + 1)
+        if self.states is not None and tuple(getattr(self.states, "shape", ()))[:2] != shape:
+            given = tuple(self.states.shape) if isinstance(self.states, Tensor) else type(self.states).__name__
+            raise ValueError(
+                f"states is {given}; expected {(*shape, '...')}. Pass the states before and after each step."
+            )
 
     def log_weights(self, *, beta: float = 1.0) -> Tensor:
         """Return e of each path, ``beta log r(x) - sum(log_pi - log_ref)``: ``[batch]``, nats. Keeps gradients.
@@ -112,7 +118,11 @@ def join(parts: list[Batch]) -> Batch:
 
 
 class Sampler(Protocol):
-    """What :func:`companion.training.loop.fine_tune` asks of a sampler."""
+    """What :func:`companion.training.loop.fine_tune` asks of a sampler.
+
+    It may also have ``constants()``, what else it is made of, by name: a checkpoint describes these, and is refused
+    where they differ. Buffers of modules among its attributes are kept in a checkpoint without being asked for.
+    """
 
     def parameters(self) -> list[Tensor]:
         """Return the tensors to be trained."""
@@ -150,7 +160,8 @@ class Fading:
             )
 
     def at(self, iteration: int) -> float:
-        """Return the number at an iteration."""
+        """Return the number at an iteration. Raises ``ValueError`` unless that counts from 0."""
+        check_counts(iteration=iteration)
         if iteration >= self.end:
             return 0.0
         return self.start if iteration <= self.until else self.start * (1 - iteration / self.end)
@@ -159,6 +170,15 @@ class Fading:
 def at(number: float | Fading, iteration: int) -> float:
     """Return a number that may fade, as it is at an iteration."""
     return number.at(iteration) if isinstance(number, Fading) else number
+
+
+def check_fading(name: str, number: float | Fading, *, at_most: float | None = None) -> None:
+    """Refuse what is neither a number >= 0 nor one that fades from such a number. Raises ``ValueError``."""
+    if not isinstance(number, int | float | Fading):
+        raise ValueError(
+            f"{name} is {number!r}; expected a number or a Fading. Pass samplers.Fading(start, until, end)."
+        )
+    check_number(name, at(number, 0), at_least=0, at_most=at_most)
 
 
 def check_behaviour(behaviour: object, expected: type | tuple[type, ...]) -> None:

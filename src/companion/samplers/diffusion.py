@@ -12,14 +12,14 @@ Source: the setting of Venkatraman et al. (2024) and Zhang and Chen (2022).
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from companion.plain import storable
-from companion.samplers.batch import Batch, Fading, at, check_behaviour, join
+from companion.samplers.batch import Batch, Fading, at, check_behaviour, check_fading, join
 from companion.validation import check_counts, check_finite, check_generator, check_number, check_positive_integers
 
 #: A drift: states ``[..., dim]`` and times ``[...]`` or 0-d, to ``[..., dim]``.
@@ -105,7 +105,6 @@ def traced_rollout(
     states, record = [start], _record(drift, process.times(start), n)
     for k, step_noise in enumerate(noise):
         move = record.step(k, states[-1])
-        _check_drift(move, start)
         states.append(torch.add(states[-1], move, alpha=process.dt) + step_noise)
     moves = record.moves()
     check_finite("The drift", moves, "Lower the rate of training, or clip.")
@@ -128,8 +127,7 @@ def log_prob(process: Process, drift: Drift, states: Tensor, *, extra_std: float
     """
     _check_states(process, states)
     before = states[:, :-1]
-    move = drift(before, process.times(states))
-    _check_drift(move, before)
+    move = _drift_at(drift, before, process.times(states))
     check_finite("The drift", move, "Lower the rate of training, or clip.")
     return step_log_prob(process, states, move, extra_std=extra_std)
 
@@ -143,7 +141,7 @@ def step_log_prob(process: Process, states: Tensor, moves: Tensor, *, extra_std:
     Source: the Gaussian density. Used in chapter ``twenty-five-modes-to-nine``.
     """
     _check_states(process, states)
-    _check_drift(moves, states[:, 1:])
+    check_answer("The drift", moves, states[:, 1:])
     check_number("extra_std", extra_std, at_least=0)
     variance = process.variance * process.dt + extra_std**2
     squares = (states[:, 1:] - states[:, :-1] - process.dt * moves).square().sum(dim=2)
@@ -158,13 +156,44 @@ class Store:
         states: ``[paths, steps + 1, dim]``.
         log_ref: ``[paths, steps]``, nats.
         log_reward: ``[paths]``.
-        weights: ``[paths]``; how often each is drawn, in proportion.
+        weights: ``[paths]``, >= 0; how often each is drawn, in proportion.
+
+    Raises ``ValueError`` for tensors that do not fit one another in shape, dtype or device, or are not finite, and for
+    weights that are no law.
     """
 
     states: Tensor
     log_ref: Tensor
     log_reward: Tensor
     weights: Tensor
+
+    def __post_init__(self) -> None:
+        parts = {field.name: getattr(self, field.name) for field in fields(self)}
+        if (
+            not all(isinstance(part, Tensor) and part.is_floating_point() for part in parts.values())
+            or not self._fits()
+        ):
+            given = ", ".join(f"{name} {_kind(part)}" for name, part in parts.items())
+            raise ValueError(
+                f"The store has {given}; expected states [paths, steps + 1, dim], log_ref [paths, steps], log_reward "
+                "[paths] and weights [paths], one path or more, of one dtype and device. Make it with "
+                "resampled_prior_paths."
+            )
+        for name, part in parts.items():
+            check_finite(f"{name} of the store", part, "Leave such paths out.")
+        if bool((self.weights < 0).any()) or not bool(self.weights.sum() > 0):
+            raise ValueError("weights of the store are negative or all 0; expected >= 0, some above. Mend the weights.")
+
+    def _fits(self) -> bool:
+        others = (self.log_ref, self.log_reward, self.weights)
+        if (
+            self.states.ndim != 3
+            or len(self.states) == 0
+            or len({(x.dtype, x.device) for x in (self.states, *others)}) > 1
+        ):
+            return False
+        paths, columns = self.states.shape[:2]
+        return [tuple(other.shape) for other in others] == [(paths, columns - 1), (paths,), (paths,)]
 
 
 @storable
@@ -187,7 +216,7 @@ class Exploration:
     replay_until: int | None = None
 
     def __post_init__(self) -> None:
-        check_number("noise", at(self.noise, 0), at_least=0)
+        check_fading("noise", self.noise)
         check_number("replayed", self.replayed, at_least=0, at_most=1)
         if self.replay_until is not None:
             check_counts(replay_until=self.replay_until)
@@ -211,6 +240,9 @@ class DiffusionSampler:
         log_reward: log r of the last states, ``[batch, dim]`` to ``[batch]``.
         store: paths to be replayed, as :func:`resampled_prior_paths` makes them.
 
+    Raises ``ValueError`` for a drift or a store of another process, and for what is no function where one is due. What
+    the functions return is checked wherever they are called: shape, dtype and device, and that states are left alone.
+
     Source: Venkatraman et al. (2024). Used in chapter ``twenty-five-modes-to-nine``.
     """
 
@@ -223,15 +255,35 @@ class DiffusionSampler:
         *,
         store: Store | None = None,
     ) -> None:
+        if not isinstance(process, Process):
+            raise ValueError(f"process is {process!r}; expected a Process. Pass diffusion.Process(...).")
+        for name, value in (("policy", policy), ("reference", reference), ("log_reward", log_reward)):
+            if not callable(value) or isinstance(value, type):
+                raise ValueError(f"{name} is {value!r}; expected a function or a module, made. Pass one.")
+            other = getattr(value, "process", process)
+            if other != process:
+                raise ValueError(f"{name} is for {other}; expected {process}. Make it for this process.")
+        if store is not None:
+            _check_store(store, process, reference)
         self.process, self.policy, self.reference, self.log_reward = process, policy, reference, log_reward
         self.store = store
 
     def parameters(self) -> list[Tensor]:
-        """Return the tensors to be trained: those of the policy. Raises ``ValueError`` where it is no module."""
-        if not isinstance(self.policy, torch.nn.Module):
-            given = type(self.policy).__name__
+        """Return the tensors to be trained: those of the policy.
+
+        Raises ``ValueError`` where the policy is no module or has none, where the reference would be trained with it,
+        and where policy, reference and store differ in dtype or device.
+        """
+        weights = _weights(self.policy)
+        if not weights:
+            given = f"{type(self.policy).__name__} without parameters"
             raise ValueError(f"policy is a {given}; expected a torch.nn.Module to train. Wrap the drift in one.")
-        return list(self.policy.parameters())
+        _check_apart(weights, _weights(self.reference), [self.store.states] if self.store else [])
+        return weights
+
+    def constants(self) -> dict[str, object]:
+        """Return what else the sampler is made of, by name: a checkpoint with another is that of another run."""
+        return {name: getattr(self, name) for name in ("process", "reference", "log_reward", "store")}
 
     def draw(
         self, n: int, generator: torch.Generator, behaviour: Exploration | None = None, iteration: int = 0
@@ -245,6 +297,9 @@ class DiffusionSampler:
         check_generator(generator)
         behaviour = Exploration() if behaviour is None else behaviour
         check_behaviour(behaviour, Exploration)
+        device = self.parameters()[0].device
+        if generator.device.type != device.type:
+            raise ValueError(f"generator is on {generator.device}; expected {device} as the policy. Make it there.")
         old = round(behaviour.replayed_at(iteration) * n)
         parts = [self._fresh(n - old, generator, at(behaviour.noise, iteration))] if old < n else []
         return join(parts + ([self._stored(old, generator)] if old else []))
@@ -255,7 +310,8 @@ class DiffusionSampler:
         ``states`` is ``[n, steps + 1, dim]``. Sums are taken in float64, whatever the paths are. Keeps gradients.
         """
         log_pi, log_ref = (log_prob(self.process, drift, states).double() for drift in (self.policy, self.reference))
-        return Batch(log_pi, log_ref, self.log_reward(states[:, -1]).double()).log_weights(beta=beta)
+        log_reward = ask("log_reward", self.log_reward, states[:, -1], like=states[:, -1, 0])
+        return Batch(log_pi, log_ref, log_reward.double()).log_weights(beta=beta)
 
     def _fresh(self, n: int, generator: torch.Generator, noise: float) -> Batch:
         dtype = self.parameters()[0].dtype
@@ -263,7 +319,8 @@ class DiffusionSampler:
         log_pi = step_log_prob(self.process, states, moves)
         log_behaviour = step_log_prob(self.process, states, moves.detach(), extra_std=noise)
         with torch.no_grad():
-            log_ref, log_reward = log_prob(self.process, self.reference, states), self.log_reward(states[:, -1])
+            log_ref = log_prob(self.process, self.reference, states)
+            log_reward = ask("log_reward", self.log_reward, states[:, -1], like=states[:, -1, 0])
         check_finite("log_reward", log_reward, "Give every x a positive reward that the dtype can hold.")
         return Batch(log_pi, log_ref, log_reward, log_behaviour, states=states)
 
@@ -297,7 +354,7 @@ def resampled_prior_paths(
     check_number("beta", beta, above=0)
     with torch.no_grad():
         states = rollout(process, reference, n, generator, dtype=dtype)
-        log_r = log_reward(states[:, -1])
+        log_r = ask("log_reward", log_reward, states[:, -1], like=states[:, -1, 0])
         weights = torch.softmax(beta * log_r, dim=0)  # -inf, no reward, is weight 0
         check_finite(
             "the weights of the paths", weights, "Mend the log-reward: no NaN, no +inf, and not all of it -inf."
@@ -316,9 +373,9 @@ class _Record:
         self.kept: list[Tensor] = []
 
     def step(self, k: int, state: Tensor) -> Tensor:
-        move = self.drift(state, self.times[k])
+        move = _drift_at(self.drift, state, self.times[k])
         self.kept.append(move)
-        return move.detach() if isinstance(move, Tensor) else move
+        return move.detach()
 
     def moves(self) -> Tensor:
         return torch.stack(self.kept)
@@ -338,7 +395,75 @@ def _check_states(process: Process, states: Tensor) -> None:
         )
 
 
-def _check_drift(move: Tensor, state: Tensor) -> None:
-    if not isinstance(move, Tensor) or move.shape != state.shape:
-        given = tuple(move.shape) if isinstance(move, Tensor) else type(move).__name__
-        raise ValueError(f"The drift is {given}; expected {tuple(state.shape)}, as the states. Mend its last layer.")
+def _weights(drift: Drift) -> list[Tensor]:
+    return list(drift.parameters()) if isinstance(drift, torch.nn.Module) else []
+
+
+def _check_apart(policy: list[Tensor], reference: list[Tensor], stored: list[Tensor]) -> None:
+    """Refuse a reference that is trained with the policy, or is of another dtype or device; and such a store."""
+    trained = {weight.data_ptr() for weight in policy if weight.requires_grad and weight.numel()}
+    shared = sum(weight.data_ptr() in trained for weight in reference)
+    if shared:
+        raise ValueError(
+            f"policy and reference share {shared} tensor(s) that are trained; expected none: the reference would move "
+            "with the policy. Pass a copy: copy.deepcopy(reference).requires_grad_(True)."
+        )
+    parts = {"policy": policy, "reference": reference, "store": stored}
+    kinds = {name: (part[0].dtype, part[0].device) for name, part in parts.items() if part}
+    if len(set(kinds.values())) > 1:
+        raise ValueError(f"dtypes and devices are {kinds}; expected those of the policy. Convert or move the rest.")
+
+
+def _check_store(store: Store, process: Process, reference: Drift) -> None:
+    """Refuse paths of another process or reference: a few of them, scored again, show it."""
+    if not isinstance(store, Store):
+        raise ValueError(f"store is a {type(store).__name__}; expected a Store. Pass resampled_prior_paths'.")
+    _check_states(process, store.states)
+    with torch.no_grad():
+        found, kept = log_prob(process, reference, store.states[:4]), store.log_ref[:4]
+    if not torch.allclose(found, kept, rtol=1e-2, atol=1e-2):  # far beyond rounding, far within another variance
+        gap = (found - kept).abs().max().item()
+        raise ValueError(
+            f"log_ref of the store is {gap:.3g} nats from that of its paths under this reference and process; expected "
+            "the same. Draw the store from them, with resampled_prior_paths."
+        )
+
+
+def ask(name: str, function: Callable[..., Tensor], states: Tensor, *times: Tensor, like: Tensor) -> Tensor:
+    """Call a function of the user's on states, and return what it says of them.
+
+    Raises ``ValueError`` unless that is a tensor of the shape, dtype and device of ``like``, and the states are as they
+    were. (What is not finite is for the caller to refuse.)
+    """
+    before = None if states.is_inference() else states._version  # in inference mode torch counts no versions
+    answer = function(states, *times)
+    check_answer(name, answer, like)
+    if before is not None and states._version != before:
+        raise ValueError(
+            f"{name} wrote over the states that it was given; expected them as they were. Clone them first."
+        )
+    return answer
+
+
+def check_answer(name: str, answer: Tensor, like: Tensor) -> None:
+    """Refuse what is no tensor of the shape, dtype and device of ``like``. Raises ``ValueError``."""
+    if not isinstance(answer, Tensor) or _facts(answer) != _facts(like):
+        given, wanted = _kind(answer), _kind(like)
+        raise ValueError(
+            f"{name} is {given}; expected {wanted}, as the states. Return one number for each path, of a drift one for "
+            "each entry of each state, with torch's functions, in their dtype and on their device."
+        )
+
+
+def _drift_at(drift: Drift, states: Tensor, times: Tensor) -> Tensor:
+    return ask("The drift", drift, states, times, like=states)
+
+
+def _facts(tensor: Tensor) -> tuple[object, ...]:
+    return tensor.shape, tensor.dtype, tensor.device
+
+
+def _kind(value: object) -> str:
+    return (
+        f"{tuple(value.shape)} {value.dtype} on {value.device}" if isinstance(value, Tensor) else type(value).__name__
+    )

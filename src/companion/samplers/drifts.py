@@ -5,30 +5,37 @@ Guidance pushes any prior's drift along the gradient of the reward, and trains n
 """
 
 from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass
 
 import torch
 from torch import Tensor
 
-from companion.samplers.diffusion import Drift, Process
+from companion.samplers.diffusion import Drift, Process, ask
 from companion.targets import GaussianMixture
 from companion.validation import check_number
 
 
+@dataclass(frozen=True, eq=False)
 class MixtureDrift:
     """The drift that takes Brownian motion of the process's variance from 0 at time 0 to a mixture at time 1.
 
     It is E[(s_1 - s_t) / (1 - t) | s_t], in closed form for Gaussians (the Doob transform, or Foellmer drift). With
     finitely many steps the samples follow the mixture only nearly; the discretised process is then the reference.
 
+    Attributes:
+        process: steps and noise.
+        mixture: the law of s_1.
+
     Source: Foellmer's drift, as in Zhang and Chen (2022). Used in chapter ``twenty-five-modes-to-nine``.
     """
 
-    def __init__(self, process: Process, mixture: GaussianMixture) -> None:
-        if mixture.means.shape[1] != process.dim:
-            raise ValueError(
-                f"mixture has dimension {mixture.means.shape[1]}; expected {process.dim}. Match the process."
-            )
-        self.process, self.mixture = process, mixture
+    process: Process
+    mixture: GaussianMixture
+
+    def __post_init__(self) -> None:
+        dim = self.mixture.means.shape[1]
+        if dim != self.process.dim:
+            raise ValueError(f"mixture has dimension {dim}; expected {self.process.dim}. Match the process.")
 
     def __call__(self, states: Tensor, times: Tensor) -> Tensor:
         """Return the drift at ``states``, ``[..., dim]``, and ``times`` in [0, 1), which broadcast to ``[...]``.
@@ -47,13 +54,14 @@ class MixtureDrift:
         return (mean_end - states) / (1 - times[..., None])
 
 
+@dataclass(frozen=True, eq=False)
 class GuidedDrift:
     """Classifier guidance: the prior's drift, pushed along the gradient of log r at the state of the moment.
 
     It adds ``strength sigma^2 k/(k + 1) grad log r(s_k)`` at step k. Nothing is trained, and the samples do not follow
     p*: log r(s_k) stands where the logarithm of the expected reward of the *end* would have to stand.
 
-    Args:
+    Attributes:
         process: steps and noise.
         drift: the prior's.
         log_reward: log r, ``[n, dim]`` to ``[n]``, differentiable; a gradient that is not finite counts as zero.
@@ -63,17 +71,23 @@ class GuidedDrift:
     chapter ``twenty-five-modes-to-nine``.
     """
 
-    def __init__(
-        self, process: Process, drift: Drift, log_reward: Callable[[Tensor], Tensor], *, strength: float = 1.0
-    ) -> None:
-        check_number("strength", strength, at_least=0)
-        self.process, self.drift, self.log_reward, self.strength = process, drift, log_reward, strength
+    process: Process
+    drift: Drift
+    log_reward: Callable[[Tensor], Tensor]
+    _: KW_ONLY
+    strength: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_number("strength", self.strength, at_least=0)
 
     def __call__(self, states: Tensor, times: Tensor) -> Tensor:
         """Return the drift at ``states``, ``[..., dim]``, and ``times``, which broadcast to ``[...]``."""
         points = states.detach().reshape(-1, self.process.dim).requires_grad_()
         with torch.enable_grad():
-            (gradient,) = torch.autograd.grad(self.log_reward(points).sum(), points)
+            log_reward = ask("log_reward", self.log_reward, points, like=points[:, 0])
+            if not log_reward.requires_grad:
+                raise ValueError("log_reward has no gradient; expected one to guide by. Do not detach it.")
+            (gradient,) = torch.autograd.grad(log_reward.sum(), points)
         k = (times * self.process.steps).round()[..., None]
         push = self.strength * self.process.variance * k / (k + 1) * gradient.nan_to_num(0.0, 0.0, 0.0).view_as(states)
         return self.drift(states, times) + push

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn.utils import skip_init
 
+from companion.records import read_arrays
 from companion.samplers.diffusion import Process
 from companion.samplers.tape import Tape
-from companion.validation import check_generator, check_positive_integers
+from companion.validation import check_finite, check_generator, check_positive_integers
 
 
 class DriftNetwork(torch.nn.Module):
@@ -41,6 +42,7 @@ class DriftNetwork(torch.nn.Module):
         check_generator(generator)
         check_positive_integers(width=width)
         super().__init__()
+        self.process = process
         layer = partial(skip_init, torch.nn.Linear)  # torch's own initial weights come from global state
         self.register_buffer("frequencies", torch.linspace(0.1, 100.0, width))
         self.phases = torch.nn.Parameter(torch.randn(width, generator=generator))
@@ -61,16 +63,27 @@ class DriftNetwork(torch.nn.Module):
     def load(cls, process: Process, path: Path | str) -> "DriftNetwork":
         """Return the network whose weights an npz file holds, one array for each name of its state dictionary.
 
-        Raises ``ValueError`` where the file holds other weights. Nothing in it is unpickled.
+        It is of the dtype of the file, float32 or float64, so that no digit is lost.
+        Raises ``ValueError`` where the file cannot be read, holds other weights, or some that are not finite.
         """
-        with np.load(path, allow_pickle=False) as file:
-            weights = {name: torch.from_numpy(file[name]) for name in file.files}
-        width = len(weights.get("phases", ()))
-        network = cls(process, torch.Generator(), width=max(1, width))
-        try:
-            network.load_state_dict(weights)
-        except RuntimeError as error:
-            raise ValueError(f"{path} holds other weights: {error}; expected those of a DriftNetwork.") from error
+        arrays = read_arrays(path)
+        phases = arrays.get("phases", np.empty(0))
+        network = cls(process, torch.Generator(), width=max(1, phases.size))
+        network.to(torch.float64 if phases.dtype == np.float64 else torch.float32)
+        expected = {name: (tuple(value.shape), str(value.dtype)) for name, value in network.state_dict().items()}
+        given = {name: (array.shape, f"torch.{array.dtype}") for name, array in arrays.items()}
+        other = [
+            f"{n} {given.get(n)}, not {expected.get(n)}" for n in expected | given if given.get(n) != expected.get(n)
+        ]
+        if other:
+            raise ValueError(
+                f"{path} holds other weights: {'; '.join(other)}; expected those of a DriftNetwork. Pass the file of "
+                "one, and the process that it was trained for."
+            )
+        weights = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        for name, value in weights.items():
+            check_finite(f"{path}: {name}", value, "Train the network again, or restore the file.")
+        network.load_state_dict(weights)
         return network
 
     def forward(self, states: Tensor, times: Tensor) -> Tensor:

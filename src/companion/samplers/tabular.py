@@ -12,8 +12,8 @@ from torch import Tensor
 
 from companion.mdp import Paths, Problem, enumerate_paths, log_softmax
 from companion.plain import storable
-from companion.samplers.batch import Batch, Fading, at, check_behaviour
-from companion.validation import check_generator, check_number, check_positive_integers
+from companion.samplers.batch import Batch, Fading, at, check_behaviour, check_fading
+from companion.validation import check_generator, check_positive_integers
 
 
 @storable
@@ -30,7 +30,7 @@ class UniformMixture:
     epsilon: float | Fading = 0.0
 
     def __post_init__(self) -> None:
-        check_number("epsilon", at(self.epsilon, 0), at_least=0, at_most=1)
+        check_fading("epsilon", self.epsilon, at_most=1)
 
 
 @storable
@@ -64,6 +64,10 @@ class TabularSampler:
     def parameters(self) -> list[Tensor]:
         """Return the tensors to be trained: the logits."""
         return [self.logits]
+
+    def constants(self) -> dict[str, object]:
+        """Return what else the sampler is made of, by name: a checkpoint with another is that of another run."""
+        return {"problem": self.problem}
 
     def log_policy(self) -> Tensor:
         """Return the policy, ``[edges]``, nats. Keeps gradients."""

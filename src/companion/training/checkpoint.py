@@ -1,6 +1,12 @@
-"""Checkpoints: all that a run is made of, in one file of arrays without pickles, whole or not there at all."""
+"""Checkpoints: all that a run is made of, in one file of arrays without pickles, whole or not there at all.
 
+A checkpoint names the run that it belongs to: its settings, its weights and its generator as they were at the start. It
+is refused for any other run, and so is a file that is not as it was written.
+"""
+
+import io
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from companion.plain import digest, digest_of_arrays, to_array
 from companion.records import write_whole
 from companion.training.history import History
 
@@ -21,64 +28,139 @@ class Run:
     Attributes:
         optimiser: torch's, with the tensors that it trains.
         generator: the source of every draw.
-        label: what the run is; a checkpoint with another label belongs to another run.
+        settings: what the run is, by name; a checkpoint with other settings belongs to another run.
+        modules: networks whose buffers, such as the statistics of a batch norm, change while it trains.
         history: what it has left behind so far.
         seconds: of processor time so far.
+        identity: the settings, and digests of what there was at the start; :func:`begin` sets it.
+        around: a digest of torch's global generators at the start, which a run without dropout leaves alone.
     """
 
     optimiser: torch.optim.Optimizer
     generator: torch.Generator
-    label: str
+    settings: Mapping[str, str]
+    modules: Sequence[torch.nn.Module] = ()
     history: History = field(default_factory=History)
     seconds: float = 0.0
+    identity: dict[str, str] = field(default_factory=dict)
+    around: str = ""
 
     @property
     def tensors(self) -> list[Tensor]:
         """The tensors that are trained, in the order of the optimiser's groups."""
         return [tensor for group in self.optimiser.param_groups for tensor in group["params"]]
 
+    @property
+    def buffers(self) -> list[Tensor]:
+        """The buffers of the modules, each once."""
+        return list({id(buffer): buffer for module in self.modules for buffer in module.buffers()}.values())
+
+    def state(self) -> dict[str, str]:
+        """Return a digest of each part that changes as it trains."""
+        groups = enumerate(self.optimiser.param_groups)
+        parts = {f"weights of group {j} at the start": digest(group["params"]) for j, group in groups}
+        generator = digest([self.generator.get_state()])
+        return parts | {"buffers at the start": digest(self.buffers), "generator at the start": generator}
+
+
+def begin(path: Path | str, run: Run) -> int:
+    """Take up a checkpoint where there is one, and return the number of steps done.
+
+    Raises ``ValueError`` for a path that cannot be written to, a file that is damaged or no checkpoint, and for the
+    checkpoint of another run.
+    """
+    path = Path(path)
+    if path.is_dir() or not path.parent.is_dir():
+        raise ValueError(f"checkpoint is {path}; expected a file in a folder that is there. Make the folder first.")
+    trained = {id(tensor) for tensor in run.tensors}
+    frozen = [weight for module in run.modules for weight in module.parameters() if id(weight) not in trained]
+    run.identity = {**run.settings, "weights that are not trained": digest(frozen)} | run.state()
+    run.around = digest(_around(run.generator))
+    return _load(path, run) if path.exists() else 0
+
 
 def save(path: Path | str, run: Run, done: int) -> None:
     """Write a run after ``done`` steps, whole or not at all."""
-    arrays = {f"tensor/{j}": tensor.detach().cpu().numpy() for j, tensor in enumerate(run.tensors)}
+    parts = {"tensor": run.tensors, "buffer": run.buffers, "generator": [run.generator.get_state()]}
+    if digest(_around(run.generator)) != run.around:
+        parts["around"] = _around(run.generator)
+    arrays = {f"{part}/{j}": to_array(tensor) for part, tensors in parts.items() for j, tensor in enumerate(tensors)}
     for j, state in run.optimiser.state_dict()["state"].items():
-        arrays |= {f"optimiser/{j}/{name}": value.cpu().numpy() for name, value in state.items()}
+        arrays |= {f"optimiser/{j}/{name}": to_array(value) for name, value in state.items()}
     for table in ("steps", "evaluations"):
         arrays |= {f"{table}/{name}": column for name, column in getattr(run.history, table).items()}
-    about = {"label": run.label, "done": done, "seconds": run.seconds, "diverged_at": run.history.diverged_at}
-    arrays |= {"generator": run.generator.get_state().numpy(), "about": np.array(json.dumps(about))}
+    ended = {name: getattr(run.history, name) for name in ("diverged_at", "reason")}
+    about = {"identity": run.identity, "left": run.state(), "done": done, "seconds": run.seconds, "ended": ended}
+    arrays["about"] = np.array(json.dumps(about))
+    arrays["digest"] = np.array(digest_of_arrays(arrays))
     write_whole(Path(path), lambda file: np.savez(file, allow_pickle=False, **arrays))
 
 
-def load(path: Path | str, run: Run) -> int:
-    """Take up a checkpoint, and return the number of steps done. Raises ``ValueError`` for that of another run."""
-    with np.load(path, allow_pickle=False) as file:
-        arrays = dict(file)
+def _load(path: Path, run: Run) -> int:
+    arrays = _read(path)
     about = json.loads(str(arrays["about"]))
-    _restore_tensors(path, run, arrays, about["label"])
+    _check_same(path, run.identity, about["identity"], about["left"])
+    run.identity = about["identity"]
+    with torch.no_grad():
+        for part, tensors in (("tensor", run.tensors), ("buffer", run.buffers)):
+            for tensor, value in zip(tensors, _those(arrays, part).values(), strict=True):
+                tensor.copy_(torch.from_numpy(value))
     state: dict[int, dict[str, Tensor]] = {j: {} for j in range(len(run.tensors))}
-    for name, value in arrays.items():
-        if name.startswith("optimiser/"):
-            _, j, what = name.split("/")
-            state[int(j)][what] = torch.from_numpy(value)
+    for name, value in _those(arrays, "optimiser").items():
+        j, what = name.split("/")
+        state[int(j)][what] = torch.from_numpy(value)
     groups = run.optimiser.state_dict()["param_groups"]
     run.optimiser.load_state_dict({"state": state, "param_groups": groups})
-    run.generator.set_state(torch.from_numpy(arrays["generator"]))
-    for table in ("steps", "evaluations"):
-        columns = {name.removeprefix(f"{table}/"): a for name, a in arrays.items() if name.startswith(f"{table}/")}
-        setattr(run.history, table, columns)
-    run.history.diverged_at, run.seconds = about["diverged_at"], about["seconds"]
+    run.generator.set_state(torch.from_numpy(arrays["generator/0"]))
+    _set_around(run, [torch.from_numpy(value) for value in _those(arrays, "around").values()])
+    run.history = History(_those(arrays, "steps"), _those(arrays, "evaluations"), **about["ended"])
+    run.seconds = about["seconds"]
     return int(about["done"])
 
 
-def _restore_tensors(path: Path | str, run: Run, arrays: dict[str, NDArray[Any]], label: str) -> None:
-    kept = [torch.from_numpy(arrays[f"tensor/{j}"]) for j in range(len(arrays)) if f"tensor/{j}" in arrays]
-    kinds = [[(tensor.shape, tensor.dtype) for tensor in tensors] for tensors in (kept, run.tensors)]
-    if label != run.label or kinds[0] != kinds[1]:
+def _read(path: Path) -> dict[str, NDArray[Any]]:
+    """Read a checkpoint. Whatever is wrong with the file shows in its digest, or in that it cannot be read at all."""
+    content = path.read_bytes()
+    arrays: dict[str, NDArray[Any]] = {}
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as file:
+            arrays = dict(file)
+        whole = str(arrays.pop("digest")) == digest_of_arrays(arrays)
+    except Exception:  # what numpy and zipfile raise for a broken file is no fixed list
+        whole = False
+    if not whole:
         raise ValueError(
-            f"{path} is the checkpoint of another run, {label}; expected {run.label}. Remove the file, or pass another "
-            "name."
+            f"{path} is damaged, or no checkpoint; expected a file as fine_tune or optimise wrote it. Remove it, to "
+            "begin the run anew, or pass another path."
         )
-    with torch.no_grad():
-        for tensor, value in zip(run.tensors, kept, strict=True):
-            tensor.copy_(value)
+    return arrays
+
+
+def _check_same(path: Path, now: Mapping[str, str], then: Mapping[str, str], left: Mapping[str, str]) -> None:
+    """Refuse another run. What changes as it trains may be as it was at the start, or as the checkpoint left it."""
+    names = [name for name in {**then, **now} if now.get(name) not in (then.get(name), left.get(name, then.get(name)))]
+    if names:
+        differ = "; ".join(f"its {name}: {then.get(name, 'none')}, here: {now.get(name, 'none')}" for name in names)
+        raise ValueError(
+            f"{path} is the checkpoint of another run ({differ}); expected the same. Remove the file, or pass another "
+            "path; to go on with that run, make its sampler and generator as they were at the start."
+        )
+
+
+def _those(arrays: Mapping[str, NDArray[Any]], part: str) -> dict[str, NDArray[Any]]:
+    """The arrays of one part, by the rest of their names, in the order in which they were written."""
+    return {name.removeprefix(f"{part}/"): array for name, array in arrays.items() if name.startswith(f"{part}/")}
+
+
+def _around(generator: torch.Generator) -> list[Tensor]:
+    """The states of torch's global generators: of the processor, and of the device that the run is on."""
+    states = [torch.get_rng_state()]
+    return states + [torch.cuda.get_rng_state(generator.device)] if generator.device.type == "cuda" else states
+
+
+def _set_around(run: Run, states: Sequence[Tensor]) -> None:
+    """Put the global generators where a run that draws from them left them; those of any other run stay as they are."""
+    for j, state in enumerate(states):
+        torch.cuda.set_rng_state(state, run.generator.device) if j else torch.set_rng_state(state)
+    if states:
+        run.around = ""  # it draws from them: every later checkpoint keeps them too

@@ -17,12 +17,14 @@ class History:
             over the behaviour's paths), the learned number where there is just one, seconds of processor time so far.
         evaluations: by name, one number per evaluation; ``"iteration"`` says after how many steps.
         diverged_at: the iteration whose loss or gradient was not finite, where the run stopped; None if none was.
+        reason: which number was not finite there: of the reward, the policy, the loss or its gradient.
         learned: what the objective learned beside the policy, as it was at the end: log Z, V(s_0), a baseline.
     """
 
     steps: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     evaluations: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     diverged_at: int | None = None
+    reason: str | None = None
     learned: list[Tensor] = field(default_factory=list)
 
     def append(self, table: str, row: Mapping[str, float]) -> None:

@@ -1,7 +1,8 @@
 """One loop for every sampler and every objective: draw a batch under a behaviour, ask for a loss, let Adam take it."""
 
+import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -33,6 +34,7 @@ def fine_tune(
     checkpoint: Path | str | None = None,
     checkpoint_every: int = 500,
     stop_after: int | None = None,
+    label: str = "",
     progress: bool = False,
 ) -> History:
     """Train a sampler in place, and return the history.
@@ -47,29 +49,38 @@ def fine_tune(
             It must draw from a generator of its own.
         evaluate_every: steps from one evaluation to the next.
         checkpoint: a file from which an interrupted run goes on, and which is written, whole or not at all, every
-            ``checkpoint_every`` steps and at the end. It holds arrays only, no pickles.
+            ``checkpoint_every`` steps and at the end. It holds arrays only, no pickles. To go on, make sampler,
+            objective and generator as they were at the start of the run; those that the checkpoint left will do too.
+            It keeps buffers of modules, and, where a run draws from torch's global generators, as dropout does,
+            their states; to seed them before the run is up to you.
         checkpoint_every: steps from one checkpoint to the next.
         stop_after: a number of steps after which to stop, the schedule being that of the whole run: the start of a
-            run, to be looked at or to be gone on with.
+            run, to be looked at or to be gone on with. Nothing is evaluated there that the whole run would not.
+        label: what else defines the run, above all the reward: of a function a checkpoint knows only the name.
         progress: whether to show a progress bar.
 
     Raises:
-        ValueError: for bad values or samplers, a behaviour of another sampler, and a checkpoint of another run.
+        ValueError: for bad values, samplers, objectives, batches or measures; a loss that does not depend on the
+            policy; a behaviour of another sampler; a checkpoint that is damaged, or of another run.
 
     Source: Venkatraman et al. (2024). Used in chapter ``twenty-five-modes-to-nine``.
     """
+    _check_kind("schedule", schedule, Schedule)
+    _check_methods("sampler", sampler, ("parameters", "draw"), "companion.samplers.DiffusionSampler")
+    _check_methods("objective", objective, ("parameters", "loss"), "companion.objectives.RTB")
     trained = list(sampler.parameters())
-    _check_trained(trained, schedule)
+    _check_trained("sampler", trained, at_least=1)
     learned = list(objective.parameters(trained[0]))
+    _check_trained("objective", learned)
 
     def loss_of(i: int) -> tuple[Tensor, dict[str, float]]:
         now = objective.at(i) if isinstance(objective, Annealed) else objective
         batch = sampler.draw(schedule.batch, generator, behaviour, i)
-        if not isinstance(batch, Batch) or not batch.log_pi.requires_grad:
-            what = "a log_pi without a gradient" if isinstance(batch, Batch) else f"a {type(batch).__name__}"
-            raise ValueError(f"The sampler drew {what}; expected a Batch that can train it. Do not detach log_pi.")
-        loss = now.loss(batch, learned)
-        return loss, _measures(batch, getattr(objective, "beta", 1.0), learned)
+        _check_batch(batch, schedule.batch)
+        loss, row = now.loss(batch, learned), _measures(batch, getattr(objective, "beta", 1.0), learned)
+        if not all(math.isfinite(value) for value in row.values()):
+            _check_source(loss, batch)
+        return loss, row
 
     # A module that shares weights with the policy must not have them trained twice.
     own = [tensor for tensor in learned if all(tensor is not other for other in trained)]
@@ -84,7 +95,8 @@ def fine_tune(
         checkpoint=checkpoint,
         checkpoint_every=checkpoint_every,
         stop_after=stop_after,
-        label="; ".join(describe(value) for value in (objective, schedule, behaviour)),
+        label={"label": label} | _settings(sampler, objective=objective, schedule=schedule, behaviour=behaviour),
+        modules=list(_modules((sampler, objective), set())),
         progress=progress,
     )
     history.learned = [tensor.detach().clone() for tensor in learned]
@@ -103,14 +115,16 @@ def optimise(
     checkpoint: Path | str | None = None,
     checkpoint_every: int = 500,
     stop_after: int | None = None,
-    label: str = "",
+    label: str | Mapping[str, str] = "",
+    modules: Sequence[torch.nn.Module] = (),
     progress: bool = False,
 ) -> History:
     """Run Adam on any loss: the loop under :func:`fine_tune`, for what is not fine-tuning, such as training a prior.
 
     Args:
-        loss_of: the loss of an iteration, and what the history should keep of it.
-        groups: tensors to be trained, with the rate of each group.
+        loss_of: the loss of an iteration, 0-d, and what the history should keep of it: numbers by name, of which
+            ``"loss"`` and ``"seconds"`` are taken.
+        groups: tensors to be trained, with the rate of each group; the loss depends on some of each.
         iterations: number of steps.
         generator: the source of every draw in ``loss_of``; a checkpoint keeps its state.
         rate_at: factor on the rates at an iteration.
@@ -119,11 +133,13 @@ def optimise(
         checkpoint: as in :func:`fine_tune`.
         checkpoint_every: as in :func:`fine_tune`.
         stop_after: as in :func:`fine_tune`.
-        label: what a checkpoint must have been written for; another label is refused.
+        label: what the run is, as one text or as several by name; a checkpoint with another is refused.
+        modules: networks whose buffers, such as the statistics of a batch norm, a checkpoint should keep.
         progress: as in :func:`fine_tune`.
 
     Raises:
-        ValueError: for a bad number, no generator, or a checkpoint with another label.
+        ValueError: for a bad number, no generator, a loss that is no scalar or does not depend on what is trained,
+            measures without a name or under a taken one, and a checkpoint that is damaged, or of another run.
 
     Source: Adam is torch's. Used in chapter ``twenty-five-modes-to-nine``.
     """
@@ -131,10 +147,18 @@ def optimise(
     check_generator(generator)
     if stop_after is not None:
         check_positive_integers(stop_after=stop_after)
+    if evaluate is not None and not callable(evaluate):
+        raise ValueError(f"evaluate is {evaluate!r}; expected a function. Pass lambda: {{...}}.")
     stop = iterations if stop_after is None else min(iterations, stop_after)
     optimiser = torch.optim.Adam([{"params": list(p), "lr": rate, "base": rate} for p, rate in groups if p])
-    run = Run(optimiser, generator, label)
-    start = checkpoints.load(checkpoint, run) if checkpoint is not None and Path(checkpoint).exists() else 0
+    settings = dict(label) if isinstance(label, Mapping) else {"label": label}
+    for text in settings.values():
+        if not isinstance(text, str):
+            raise ValueError(f"label is {text!r}; expected text. Pass a str, such as the name of the reward.")
+    settings |= {"iterations": str(iterations), "rates": str([group["base"] for group in optimiser.param_groups])}
+    settings["evaluations"] = "none" if evaluate is None else f"every {evaluate_every} steps"
+    run = Run(optimiser, generator, settings, modules)
+    start = 0 if checkpoint is None else checkpoints.begin(checkpoint, run)
     if start == 0 and evaluate is not None:
         _evaluate(run, 0, evaluate)
     for i in tqdm(range(start, stop), initial=start, total=iterations, disable=not progress):
@@ -143,23 +167,76 @@ def optimise(
         _step(run, i, loss_of, rate_at(i))
         diverged = run.history.diverged_at is not None
         taken = i if diverged else i + 1
-        last = diverged or taken == stop
-        if evaluate is not None and (last or taken % evaluate_every == 0):
+        if evaluate is not None and (diverged or taken == iterations or taken % evaluate_every == 0):
             _evaluate(run, taken, evaluate)
-        if checkpoint is not None and (last or taken % checkpoint_every == 0):
+        if checkpoint is not None and (diverged or taken == stop or taken % checkpoint_every == 0):
             checkpoints.save(checkpoint, run, taken)
     return run.history
 
 
-def _check_trained(trained: Sequence[Tensor], schedule: Schedule) -> None:
-    if not isinstance(schedule, Schedule):
-        raise ValueError(f"schedule is {schedule!r}; expected a Schedule. Pass companion.training.Schedule(...).")
-    frozen = sum(not tensor.requires_grad for tensor in trained)
-    if not trained or frozen:
+def _settings(sampler: Sampler, **values: object) -> dict[str, str]:
+    """What defines a run beside weights and generator, as text by name."""
+    constants: Mapping[str, object] = getattr(sampler, "constants", dict)()
+    parts = {"sampler": type(sampler)} | values | {f"sampler's {name}": value for name, value in constants.items()}
+    return {name: describe(value) for name, value in parts.items()}
+
+
+def _modules(value: object, seen: set[int]) -> Iterator[torch.nn.Module]:
+    """The modules in a value: itself, or among the attributes of what has parameters, as samplers do."""
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    if isinstance(value, torch.nn.Module):
+        yield value
+    elif hasattr(value, "parameters") or isinstance(value, list | tuple):
+        for part in value if isinstance(value, list | tuple) else getattr(value, "__dict__", {}).values():
+            yield from _modules(part, seen)
+
+
+def _check_kind(name: str, value: object, kind: type) -> None:
+    if not isinstance(value, kind):
         raise ValueError(
-            f"The sampler has {len(trained)} tensors to train, {frozen} of them frozen; expected one or more, none "
-            "frozen. Call requires_grad_(True) on the policy, or leave out of parameters() what is not trained."
+            f"{name} is {value!r}; expected a {kind.__name__}. Pass companion.training.{kind.__name__}(...)."
         )
+
+
+def _check_methods(name: str, value: object, methods: Sequence[str], example: str) -> None:
+    missing = [method for method in methods if not callable(getattr(value, method, None))]
+    if missing or isinstance(value, type):
+        raise ValueError(
+            f"{name} is {value!r}, which has no {' and no '.join(missing) or 'fields, being a class'}; expected an "
+            f"object with {' and '.join(methods)}. Make one, such as {example}(...)."
+        )
+
+
+def _check_trained(name: str, tensors: Sequence[Tensor], *, at_least: int = 0) -> None:
+    others = sum(not isinstance(tensor, Tensor) for tensor in tensors)
+    frozen = sum(isinstance(tensor, Tensor) and not tensor.requires_grad for tensor in tensors)
+    if len(tensors) < at_least or frozen or others:
+        raise ValueError(
+            f"The {name} has {len(tensors)} tensors to train, {frozen} of them frozen, {others} of them no tensors; "
+            f"expected {at_least} or more, none frozen. Call requires_grad_(True) on what is trained, or leave out of "
+            "parameters() what is not."
+        )
+
+
+def _check_batch(batch: Batch, n: int) -> None:
+    if not isinstance(batch, Batch) or not batch.log_pi.requires_grad:
+        what = "a log_pi without a gradient" if isinstance(batch, Batch) else f"a {type(batch).__name__}"
+        raise ValueError(
+            f"The sampler drew {what}; expected a Batch that can train it. Detach neither log_pi nor what the policy "
+            "returns."
+        )
+    if len(batch.log_pi) != n:
+        raise ValueError(f"The sampler drew {len(batch.log_pi)} paths; expected {n}, as asked for. Draw as many.")
+
+
+def _check_source(loss: Tensor, batch: Batch) -> None:
+    """Where the loss is not finite, say which of the numbers in it was not. Raises :class:`NotFiniteError`."""
+    if isinstance(loss, Tensor) and not bool(loss.isfinite().all()):
+        check_finite("log_reward", batch.log_reward, "Mend the reward.")
+        check_finite("log_ref", batch.log_ref, "Mend the reference.")
+        check_finite("log_pi", batch.log_pi, "Lower the rate.")
 
 
 @torch.no_grad()
@@ -176,19 +253,65 @@ def _step(run: Run, i: int, loss_of: LossOf, factor: float) -> None:
     for group in run.optimiser.param_groups:
         group["lr"] = group["base"] * factor
     try:
-        loss, row = loss_of(i)
+        loss, row = _checked(loss_of(i), i)
         run.optimiser.zero_grad()
         loss.backward()
-        for tensor in (loss, *(tensor.grad for tensor in run.tensors if tensor.grad is not None)):
-            check_finite("the loss or its gradient", tensor, "Lower the rate, or clip the residual.")
-    except NotFiniteError:
+        if i == 0:
+            _check_depends(run.optimiser)
+        check_finite("the loss", loss, "Lower the rate, or clip the residual.")
+        for tensor in run.tensors:
+            if tensor.grad is not None:
+                check_finite("the gradient of the loss", tensor.grad, "Lower the rate, or clip the residual.")
+    except NotFiniteError as error:
         if i == 0:
             raise  # nothing was trained yet: the input is at fault
-        run.history.diverged_at = i
+        run.history.diverged_at, run.history.reason = i, f"At iteration {i}: {error}"
         return
     run.optimiser.step()
     run.seconds += time.process_time() - begin
-    run.history.append("steps", {"loss": loss.item()} | dict(row) | {"seconds": run.seconds})
+    run.history.append("steps", {"loss": loss.item()} | row | {"seconds": run.seconds})
+
+
+def _checked(answer: tuple[Tensor, Mapping[str, float]], i: int) -> tuple[Tensor, dict[str, float]]:
+    """Refuse what is not a loss to descend, and a row for the history."""
+    if not isinstance(answer, tuple) or len(answer) != 2:
+        raise ValueError(
+            f"loss_of({i}) is a {type(answer).__name__}; expected a loss and a mapping. Return (loss, {{}})."
+        )
+    loss, row = answer
+    if not isinstance(loss, Tensor) or loss.ndim or not loss.requires_grad:
+        shape = f"of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else "no tensor"
+        given = f"a {type(loss).__name__}, {shape}, requires_grad={getattr(loss, 'requires_grad', False)}"
+        raise ValueError(
+            f"The loss of iteration {i} is {given}; expected a 0-d tensor with a gradient. Take the mean over the "
+            "batch, and detach nothing that is trained."
+        )
+    return loss, _row(f"the row of iteration {i}", row, {"loss", "seconds"})
+
+
+def _check_depends(optimiser: torch.optim.Optimizer) -> None:
+    """Refuse a group of tensors none of which the first loss depends on."""
+    for j, group in enumerate(optimiser.param_groups):
+        if all(tensor.grad is None for tensor in group["params"]):
+            raise ValueError(
+                f"The loss of iteration 0 does not depend on any of the {len(group['params'])} tensors of group {j}; "
+                "expected it to. Group 0 is the policy in fine_tune, group 1 what the objective learns: return what is "
+                "computed from these tensors, not detached, and from no copy of them."
+            )
+
+
+def _row(name: str, row: Mapping[str, float], taken: set[str]) -> dict[str, float]:
+    """Refuse what is no mapping of names to numbers, and names that the loop has taken."""
+    if not isinstance(row, Mapping) or taken & set(row):
+        given = f"{type(row).__name__} {sorted(row)}" if isinstance(row, Mapping) else f"a {type(row).__name__}"
+        raise ValueError(
+            f"{name} is {given}; expected a mapping of names, other than {sorted(taken)}, to numbers. Rename, or "
+            "return a dict."
+        )
+    try:
+        return {str(column): float(value) for column, value in row.items()}
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{name} is {dict(row)!r}; expected numbers alone. Pass plain floats.") from error
 
 
 def _evaluate(run: Run, taken: int, evaluate: Callable[[], Mapping[str, float]]) -> None:
@@ -196,7 +319,9 @@ def _evaluate(run: Run, taken: int, evaluate: Callable[[], Mapping[str, float]])
     if taken in run.history.evaluations.get("iteration", ()):
         return
     try:
-        run.history.append("evaluations", {"iteration": taken} | dict(evaluate()))
+        row = _row(f"what evaluate returned after {taken} steps", evaluate(), {"iteration"})
     except NotFiniteError:
         if run.history.diverged_at is None:
             raise
+        return
+    run.history.append("evaluations", {"iteration": taken} | row)

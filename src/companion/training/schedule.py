@@ -88,10 +88,13 @@ class Schedule:
             )
 
     def rate_at(self, iteration: int) -> float:
-        """Return the factor on both rates at an iteration."""
+        """Return the factor on both rates at an iteration. Raises ``ValueError`` beyond the end of the run."""
+        _check_inside(iteration, self.iterations)
         return 1.0 if self.decay is None else self.decay.at(iteration, self.iterations)
 
 
 def _check_inside(iteration: int, iterations: int) -> None:
-    if not 0 <= iteration < iterations:
-        raise ValueError(f"iteration is {iteration} of {iterations}; expected 0 to {iterations - 1}. Lengthen the run.")
+    if not isinstance(iteration, int) or not 0 <= iteration < iterations:
+        raise ValueError(
+            f"iteration is {iteration!r} of {iterations}; expected an integer, 0 to {iterations - 1}. Lengthen it."
+        )
