@@ -13,6 +13,7 @@ from companion.validation import NotFiniteError
 TWO = targets.GaussianMixture(tensor([[0.0, 0.0], [3.0, 4.0]]), tensor([0.25, 0.75]), 2.0)
 
 
+@pytest.mark.claim("X2")
 def test_mode_weights_count_the_points_nearest_to_each_mean():
     """Three of four points lie by the first mean."""
     points = tensor([[0.0, 1.0], [1.0, 0.0], [-5.0, 0.0], [3.0, 3.0]])
@@ -35,6 +36,7 @@ def test_total_variation_and_kl_of_two_small_laws():
     assert metrics.kl_divergence(q.log(), sure) == math.inf
 
 
+@pytest.mark.claim("X2")
 def test_sliced_wasserstein_of_a_shift_in_one_dimension_is_the_shift():
     """On a line all directions are one, up to sign; the order of the points does not matter."""
     x = torch.randn(50, 1, generator=generator(0), dtype=torch.float64)
@@ -43,6 +45,7 @@ def test_sliced_wasserstein_of_a_shift_in_one_dimension_is_the_shift():
     torch.testing.assert_close(distance, tensor(3.0))
 
 
+@pytest.mark.claim("X2")
 def test_sliced_wasserstein_of_a_shift_in_the_plane_is_the_shift_over_root_two():
     """A direction meets the shift (3, 4) with its cosine; the mean squared cosine is 1/2: 5 / sqrt 2, statistically."""
     x = torch.randn(50, 2, generator=generator(0), dtype=torch.float64)

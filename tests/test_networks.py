@@ -522,6 +522,7 @@ def test_a_network_that_overflows_is_refused():
 # Guidance, which trains nothing.
 
 
+@pytest.mark.claim("X2")
 def test_guidance_adds_the_gradient_of_the_reward():
     """At step k, strength sigma^2 k / (k + 1) times it; here log r = -x^2, so that the gradient is -2 x."""
     drift = drifts.GuidedDrift(PROCESS, linear, lambda x: -x.square().sum(dim=1), strength=0.5)

@@ -113,6 +113,7 @@ def test_weights_replace_the_mean_by_a_weighted_sum(weights, expected):
     assert_agree(tensor(gradient), tensor(by_hand), 10)
 
 
+@pytest.mark.claim("X2")
 @pytest.mark.parametrize(
     ("weights", "baseline", "expected"),
     [

@@ -213,6 +213,7 @@ def test_an_edge_never_taken_is_never_drawn():
     assert 7.0 in sampler.draw(50, generator(0), UniformMixture(0.5)).log_reward.tolist()
 
 
+@pytest.mark.claim("X1")
 def test_every_path_comes_once_with_a_uniform_law_spread_over_its_own_steps():
     """On a graph with paths of several lengths: as plain recursion lists them."""
     sampler, policy, paths, _ = tabular()

@@ -254,6 +254,23 @@ def test_the_gap_and_the_variance_fall_like_one_over_the_number_of_steps(varianc
         assert 2 * limit / steps <= 0.5 * float(y.square().sum()) <= (1 + 1e-12) * 2 * upper
 
 
+@pytest.mark.claim("L7")
+@pytest.mark.parametrize("slope", [-2.0, 0.7])
+def test_where_log_r_is_linear_the_steps_of_the_target_have_the_variance_of_the_reference(slope):
+    """They are the reference's, moved; log Z is that of a Gaussian's moment generating function."""
+    steps, variance = 4, 3.0
+    process = diffusion.Process(steps=steps, variance=variance, dim=1)
+    states = torch.randn(20, steps + 1, 1, generator=generator(5), dtype=torch.float64)
+    states[:, 0] = 0.0
+
+    def log_ratio(drift):
+        sampler = DiffusionSampler(process, lambda s, t: s * 0 + drift, lambda s, t: s * 0, lambda x: slope * x[:, 0])
+        return 0.5 * slope**2 * variance - sampler.log_weights(states)
+
+    assert_agree(log_ratio(slope * variance), torch.zeros(20), 100.0)
+    assert log_ratio(0.9 * slope * variance).abs().max() > 0.1
+
+
 # The study.
 
 

@@ -1,9 +1,9 @@
 """How near a sampler is to its target: measures that a collapsed model cannot fool, and the bounds on log Z.
 
 A sampler that keeps one mode of many has a *higher* mean reward than the right one, and an effective sample size that
-looks no worse. So the measures here compare whole distributions: the weights of the modes, the distance of two clouds
-of points, and the upper bound EUBO, which needs paths of the target and sees what the sampler forgot. Used in chapter
-``twenty-five-modes-to-nine``.
+need not look worse. So the measures here compare whole distributions: the weights of the modes, the distance of two
+clouds of points, and the upper bound EUBO, which needs paths of the target and sees what the sampler forgot. Used in
+chapter ``twenty-five-modes-to-nine``.
 """
 
 import math
