@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 import sympy
-from tqdm import tqdm
 
 from companion.claims import chapter_of
 from companion.records import provenance, write_whole
@@ -42,6 +41,9 @@ ALLOWANCE = 0.05
 LIMIT = 120
 #: An assertion that depends on names of other modules than these is not about symbols alone.
 SYMBOLIC = ("sympy", "companion.symbolic", "companion.claims")
+
+#: What is said of a process that ended because something turned red.
+_RED = 1 << 8
 
 Namespace = dict[str, Any]
 
@@ -146,24 +148,25 @@ def hunt(way: Sequence[Statement], workers: int, name: str = "") -> tuple[list[E
     namespace: Namespace = {}
     running: dict[int, Edit] = {}
     lived: list[Edit] = []
-    with tqdm(total=len(todo), desc=name, leave=False) as bar:
 
-        def wait() -> None:
-            pid, status = os.wait()
-            edit = running.pop(pid)
-            bar.update()
-            if status != _RED:
-                lived.append(edit)
+    def wait() -> None:
+        pid, status = os.wait()
+        edit = running.pop(pid)
+        if status != _RED:
+            lived.append(edit)
+        done = todo.index(edit) + 1
+        if done % 50 == 0:
+            print(f"{name}: {done} of {len(todo)}", flush=True)
 
-        for i, statement in enumerate(way):
-            for edit in (edit for edit in todo if min(edit.changed) == i):
-                if len(running) == workers:
-                    wait()
-                running[_fork(way, edit, namespace)] = edit
-            if statement.imports or not statement.checks:
-                _execute(statement.node, namespace)
-        while running:
-            wait()
+    for i, statement in enumerate(way):
+        for edit in (edit for edit in todo if min(edit.changed) == i):
+            if len(running) == workers:
+                wait()
+            running[_fork(way, edit, namespace)] = edit
+        if statement.imports or not statement.checks:
+            _execute(statement.node, namespace)
+    while running:
+        wait()
     return todo, sorted(lived, key=todo.index)
 
 
@@ -216,10 +219,6 @@ def _record(root: Path, total: Mapping[str, int], counts: Mapping[str, Mapping[s
     write_whole(root / RECORD, lambda file: file.write(text.encode()))
 
 
-#: How a process ends in which something turned red.
-_RED = 1 << 8
-
-
 def _fork(way: Sequence[Statement], edit: Edit, namespace: Namespace) -> int:
     """Run what an edit touches in a process of its own, from the statement edited on, and return the process."""
     sys.stdout.flush()
@@ -232,7 +231,7 @@ def _fork(way: Sequence[Statement], edit: Edit, namespace: Namespace) -> int:
         for node in _touched(way, edit):
             _execute(node, namespace)
     except BaseException:
-        os._exit(1)
+        os._exit(1)  # _RED
     os._exit(0)
 
 

@@ -45,7 +45,7 @@ def variants(place: Place, bases: Collection[str]) -> Iterator[ast.expr]:
             yield from _of_entry(node, index, place.in_index)
         case ast.Call(args=[summand, *_]) if _is_sum(node):
             yield from _of_total(node, summand)
-        case ast.Dict(keys, values) if all(key is not None and not isinstance(key, ast.Constant | ast.Tuple) for key in keys):
+        case ast.Dict(keys, values) if not any(isinstance(key, ast.Constant | ast.Tuple | None) for key in keys):
             for i in range(len(keys)):
                 yield ast.Dict(keys[:i] + keys[i + 1 :], values[:i] + values[i + 1 :])
 
