@@ -95,6 +95,11 @@ mutants-generated: .venv/mutation ## generate errors by the hundred; fail if the
 	$(FIXED) $(ONE_THREAD) $(BIN)/python -m tests.mutation.generated --workers $(WORKERS)
 	@$(MAKE) --no-print-directory ledger
 
+.PHONY: mutants-algebra
+mutants-algebra: $(READY) ## edit the algebra of every chapter, one edit at a time; fail if a check misses one
+	@missed=0; $(FIXED) $(ONE_THREAD) $(BIN)/python -m tests.mutation.algebra --workers $(WORKERS) || missed=1; \
+	$(MAKE) --no-print-directory ledger; exit $$missed
+
 .PHONY: ledger
 ledger: $(READY) ## write the ledger page from the registry of claims
 	$(FIXED) $(BIN)/python -m book.ledger
