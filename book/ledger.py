@@ -3,6 +3,7 @@
 ``python -m book.ledger`` writes ``book/ledger.md``; a test compares it with what would be written.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import groupby
@@ -35,6 +36,15 @@ what is missing. *Proved*: the algebra is, in symbols; what else its proof needs
 on the problems of the chapter, whose proof, where it has one, is in prose. *Reached*: by descents. *Supported*: by
 seeds, within a margin, and no more than that. *Shown by example*: that something fails to hold. *Missed in part*: the
 runs did not bear out all that was predicted. *Planned*: for a chapter, or a section, that is still to be written.
+"""
+
+_BY_RULE = """## Errors made by rule
+
+The mutants above were chosen, each for its claim. How much do the checks miss of what nobody chose? Two commands make
+errors by rule. One changes the package: every function of the losses, of `mdp`, `statistics` and `training`, and a
+sample of the others; the tests of the package alone should notice. The other changes the lines of the chapters that
+lead to a symbolic check, which should turn red. *Declared* errors change nothing that could be noticed, each for a
+reason that stands beside it in `tests/mutation`.
 """
 
 #: What a kind of evidence amounts to.
@@ -72,7 +82,7 @@ def gather(root: Path) -> Evidence:
 def render(root: Path) -> str:
     """Return the ledger page for the project at ``root``, as MyST Markdown."""
     found = gather(root)
-    parts = [_HEAD, _summary(root, found)]
+    parts = [_HEAD, _summary(root, found), _by_rule(root)]
     for chapter, claims in groupby(registry().values(), key=lambda claim: claim.chapter):
         path = notebook(root, chapter)
         where = f"See {{doc}}`/notebooks/{path.stem}`.\n" if path else "Planned.\n"
@@ -106,6 +116,24 @@ def _summary(root: Path, found: Evidence) -> str:
         mutants = f"{len(found.killed[claim.id])} of {len(mutants_of(claim.id))}" if mutants_of(claim.id) else "–"
         state = status(root, claim, found)
         lines.append(f"| {name} | {claim.title} | {', '.join(claim.evidence)} | {mutants} | {state} |")
+    return "\n".join(lines) + "\n"
+
+
+def _by_rule(root: Path) -> str:
+    """The table of errors that are generated, not chosen, as their records give it."""
+    lines = [_BY_RULE, "| made by | errors | noticed | declared | last run |", "|---|---|---|---|---|"]
+    for command, name, count in (
+        ("mutants-generated", "generated", "mutants"),
+        ("mutants-algebra", "algebra", "edits"),
+    ):
+        path = root / f"results/{name}.json"
+        if path.exists():
+            row = json.loads(path.read_text())
+            rate = f"{row['killed']:,} ({row['killed'] / row[count]:.1%})"
+            when = f"{row['date'][:10]}, at {(row['commit'] or 'no commit')[:10]}"
+            lines.append(f"| `make {command}` | {row[count]:,} | {rate} | {row['declared']} | {when} |")
+        else:
+            lines.append(f"| `make {command}` | – | – | – | not yet |")
     return "\n".join(lines) + "\n"
 
 

@@ -548,6 +548,18 @@ def test_the_ledger_of_a_project_without_chapters_is_all_planned(tmp_path):
     assert page == ledger.render(tmp_path)
 
 
+def test_the_ledger_shows_the_figures_of_the_errors_made_by_rule_once_they_are_there(tmp_path):
+    assert "| `make mutants-algebra` | – | – | – | not yet |" in ledger.render(tmp_path)
+    (tmp_path / "results").mkdir()
+    row = {"date": "2026-05-04T03:02:01+00:00", "commit": "0123456789abcdef", "killed": 1950, "declared": 7}
+    for name, count in (("generated", "mutants"), ("algebra", "edits")):
+        (tmp_path / f"results/{name}.json").write_text(json.dumps(row | {count: 2000}))
+        line = f"| `make mutants-{name}` | 2,000 | 1,950 (97.5%) | 7 | 2026-05-04, at 0123456789 |"
+        assert line in ledger.render(tmp_path)
+    (tmp_path / "results/algebra.json").write_text(json.dumps(row | {"edits": 2000, "commit": None}))
+    assert "2026-05-04, at no commit |" in ledger.render(tmp_path)
+
+
 # Mutants.
 
 
