@@ -107,9 +107,19 @@ def test_a_chapter_that_is_red_without_an_edit_is_refused(chapter):
         algebra.hunt(algebra.way_to_the_checks(algebra.statements(chapter)), workers=1)
 
 
-def test_a_survivor_must_be_declared_and_a_declaration_must_find_one():
+def test_a_survivor_must_be_declared_with_a_reason_and_a_declaration_must_find_one():
     lived = [algebra.Edit(0, "x = 1", "1 -> 2", {}), algebra.Edit(0, "y = 1", "1 -> 2", {})]
-    declared = {"a": [{"line": "x = 1", "edit": "1 -> 2", "reason": ""}, {"line": "z", "edit": "z", "reason": ""}]}
-    unknown, stale = algebra.undeclared("a", lived, declared)
-    assert unknown == lived[1:] and stale == ["z: z"]
-    assert algebra.undeclared("b", lived, declared) == (lived, [])
+    entries = [{"line": "x = 1", "edit": "1 -> 2", "reason": "so"}, {"line": "z", "edit": "z", "reason": "so"}]
+    assert algebra.undeclared(lived, entries) == (lived[1:], ["z: z"])
+    assert algebra.undeclared(lived[:1], [entries[0] | {"reason": ""}]) == ([], ["x = 1: 1 -> 2"])
+    assert algebra.undeclared(lived, []) == (lived, [])
+
+
+def test_a_finding_is_as_old_as_the_algebra_and_what_is_declared(chapter):
+    way, entries = algebra.way_to_the_checks(algebra.statements(chapter)), [{"line": "x", "edit": "y", "reason": "z"}]
+    chapter.write_text(chapter.read_text().replace("torch.zeros(3)", "torch.ones(3)"))
+    same = algebra.way_to_the_checks(algebra.statements(chapter))
+    chapter.write_text(chapter.read_text().replace("gamma * R", "beta * R"))
+    other = algebra.way_to_the_checks(algebra.statements(chapter))
+    found = [algebra.digest(*inputs) for inputs in ((way, []), (same, []), (other, []), (way, entries))]
+    assert found[0] == found[1] and len(set(found)) == 3

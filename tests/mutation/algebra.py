@@ -4,7 +4,8 @@
 on, and the assertions about symbols alone. What depends on an edit is run again, in a fork of the process that has run
 what stands before it; the edit is killed where a check turns red or anything raises. An expression that a cell writes
 more than once is also edited in all its places at once. Edits that change nothing mathematically are declared in
-``equivalent.toml``, each with a reason; any other that survives fails the command.
+``equivalent.toml``, each with a reason; any other that survives fails the command. Chapters are hunted again where
+their algebra, the check or the edits have changed.
 """
 
 import argparse
@@ -12,6 +13,8 @@ import ast
 import builtins
 import contextlib
 import functools
+import hashlib
+import inspect
 import json
 import os
 import re
@@ -27,8 +30,10 @@ from typing import Any
 
 import sympy
 
-from companion.claims import chapter_of
+from companion import symbolic
+from companion.claims import chapter_of, check_symbolic
 from companion.records import provenance, write_whole
+from tests.mutation import edits as edits_module
 from tests.mutation.edits import Place, places, swapped, variants
 
 #: Where the findings are kept, relative to the project's root.
@@ -170,51 +175,76 @@ def hunt(way: Sequence[Statement], workers: int, name: str = "") -> tuple[list[E
     return todo, sorted(lived, key=todo.index)
 
 
-def undeclared(
-    chapter: str, lived: Sequence[Edit], declared: Mapping[str, Sequence[Mapping[str, str]]]
-) -> tuple[list[Edit], list[str]]:
-    """Return the survivors that no declaration names, and what the chapter's declarations name that did not survive."""
-    entries = {(entry["line"], entry["edit"]) for entry in declared.get(chapter, ())}
+def undeclared(lived: Sequence[Edit], entries: Sequence[Mapping[str, str]]) -> tuple[list[Edit], list[str]]:
+    """Return the survivors that no declaration of their chapter names, and the declarations to mend or to remove."""
+    given = {(entry["line"], entry["edit"]): entry.get("reason") for entry in entries}
     found = {(edit.line, edit.what) for edit in lived}
-    return [e for e in lived if (e.line, e.what) not in entries], [f"{a}: {b}" for a, b in sorted(entries - found)]
+    unknown = [edit for edit in lived if (edit.line, edit.what) not in given]
+    return unknown, [f"{line}: {what}" for (line, what), why in given.items() if not why or (line, what) not in found]
 
 
 def main() -> int:
-    """Hunt through the chapters asked for, print what survives, record all chapters; 1 where something is wrong."""
+    """Hunt through the chapters asked for, print and record what survives; 1 unless all chapters are found well."""
     parser = argparse.ArgumentParser(description="Edit the algebra of the chapters, and see what notices.")
-    parser.add_argument("chapters", nargs="*", help="chapters, without number; by default all")
+    parser.add_argument("chapters", nargs="*", help="chapters, without number; by default those out of date")
+    parser.add_argument("--all", action="store_true", help="every chapter, also those that are up to date")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     options = parser.parse_args()
     root = Path.cwd()
     ways = {chapter_of(path): way_to_the_checks(statements(path)) for path in sorted(root.glob("notebooks/*.ipynb"))}
     ways = {chapter: way for chapter, way in ways.items() if any(not s.imports for s in way)}
-    if not set(options.chapters) <= set(ways):
-        raise SystemExit(f"{options.chapters}; expected chapters with symbolic checks: {', '.join(ways)}")
     declared = tomllib.loads((root / DECLARED).read_text())
-    counts, wrong = {}, sorted(set(declared) - set(ways))
-    for chapter in options.chapters or ways:
-        todo, lived = hunt(ways[chapter], options.workers, chapter)
-        unknown, stale = undeclared(chapter, lived, declared)
-        for edit in unknown:
-            print(f"SURVIVED {chapter}, cell {edit.cell}: {edit.line}\n    {edit.what}")
-        for entry in stale:
-            print(f"NOT FOUND {chapter}, declared in {DECLARED}: {entry}")
-        wrong += [*map(str, unknown), *stale]
-        counts[chapter] = {"edits": len(todo), "killed": len(todo) - len(lived), "declared": len(lived) - len(unknown)}
-        print(f"{chapter}: " + ", ".join(f"{number} {what}" for what, number in counts[chapter].items()), flush=True)
-    total = {key: sum(count[key] for count in counts.values()) for key in ("edits", "killed", "declared")}
-    print(f"all: {total}")
-    if total["declared"] > ALLOWANCE * total["edits"]:
-        wrong.append("too many declared")
-    if not options.chapters:
-        _record(root, total, counts)
-    return 1 if wrong else 0
+    if not {*options.chapters, *declared} <= set(ways):
+        raise SystemExit(
+            f"{options.chapters}, {[*declared]}; expected chapters with symbolic checks: {', '.join(ways)}"
+        )
+    digests = {chapter: digest(way, declared.get(chapter, ())) for chapter, way in ways.items()}
+    found = {chapter: row for chapter, row in _read(root).items() if row.get("digest") == digests.get(chapter)}
+    for chapter in options.chapters or [chapter for chapter in ways if options.all or chapter not in found]:
+        counts, well = _counted(chapter, *hunt(ways[chapter], options.workers, chapter), declared.get(chapter, ()))
+        found[chapter] = counts | {"digest": digests[chapter] if well else None}
+        _write(root, {chapter: found[chapter] for chapter in ways if chapter in found})
+    total = _total(found)
+    print(f"{total['edits']} edits, {total['killed']} killed, {total['declared']} declared")
+    few = total["declared"] <= ALLOWANCE * total["edits"]
+    return 0 if few and {chapter: row["digest"] for chapter, row in found.items()} == digests else 1
 
 
-def _record(root: Path, total: Mapping[str, int], counts: Mapping[str, Mapping[str, int]]) -> None:
+def digest(way: Sequence[Statement], entries: Sequence[Mapping[str, str]]) -> str:
+    """Return a fingerprint of what a finding depends on: the statements, the check, the edits, what is declared."""
+    tools = [Path(file).read_text() for file in (symbolic.__file__, edits_module.__file__)]
+    parts = [*(ast.unparse(s.node) for s in way), inspect.getsource(check_symbolic), *tools, json.dumps(entries)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def _counted(
+    chapter: str, todo: Sequence[Edit], lived: Sequence[Edit], entries: Sequence[Mapping[str, str]]
+) -> tuple[dict[str, Any], bool]:
+    """Print what survived a hunt, and return its counts, and whether all is well."""
+    unknown, stale = undeclared(lived, entries)
+    for edit in unknown:
+        print(f"SURVIVED {chapter}, cell {edit.cell}: {edit.line}\n    {edit.what}")
+    for entry in stale:
+        print(f"NOT FOUND, or without a reason, in {DECLARED}, {chapter}: {entry}")
+    counts = {"edits": len(todo), "killed": len(todo) - len(lived), "declared": len(lived) - len(unknown)}
+    print(f"{chapter}: " + ", ".join(f"{number} {what}" for what, number in counts.items()), flush=True)
+    return counts, not unknown and not stale
+
+
+def _read(root: Path) -> dict[str, dict[str, Any]]:
+    path = root / RECORD
+    rows: dict[str, dict[str, Any]] = json.loads(path.read_text())["chapters"] if path.exists() else {}
+    return rows
+
+
+def _total(found: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
+    return {key: sum(row[key] for row in found.values()) for key in ("edits", "killed", "declared")}
+
+
+def _write(root: Path, found: Mapping[str, Mapping[str, Any]]) -> None:
     made = provenance(root, ("src", "notebooks", "tests/mutation"), clean=False)
-    date, commit = made["started"], made["commit"] if not made["uncommitted"] else None
-    record = {**total, "chapters": counts, "date": date, "commit": commit}
+    named = made["commit"] if not made["uncommitted"] else None
+    record = {**_total(found), "chapters": found, "date": made["started"], "commit": named}
     text = json.dumps(record, indent=1) + "\n"
     write_whole(root / RECORD, lambda file: file.write(text.encode()))
 
