@@ -21,6 +21,7 @@ import re
 import signal
 import symtable
 import sys
+import time
 import tomllib
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -155,8 +156,15 @@ def hunt(way: Sequence[Statement], workers: int, name: str = "") -> tuple[list[E
     lived: list[Edit] = []
 
     def wait() -> None:
-        pid, status = os.wait()
-        edit = running.pop(pid)
+        # Not os.wait: the process may have other children, whose end is not ours to take.
+        ended: list[tuple[int, int]] = []
+        while not ended:
+            ended = [found for pid in running if (found := os.waitpid(pid, os.WNOHANG))[0]]
+            time.sleep(0.0 if ended else 0.005)
+        for pid, status in ended:
+            note(running.pop(pid), status)
+
+    def note(edit: Edit, status: int) -> None:
         if status != _RED:
             lived.append(edit)
         done = todo.index(edit) + 1
