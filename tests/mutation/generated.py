@@ -76,7 +76,8 @@ def main() -> int:
     copied = copy_of(root)
     mutants = chosen(copied, options.modules)
     _mutmut(copied, "run", mutants[0].name)  # generates, and forgets the verdicts on functions that have changed
-    waiting = [m.name for m in mutants if m.name not in _killed(copied)]
+    known = _killed(copied)
+    waiting = [mutant.name for mutant in mutants if mutant.name not in known]
     print(f"{len(mutants)} mutants, {len(waiting)} of them to run", flush=True)
     if waiting:
         _mutmut(copied, "run", "--max-children", str(options.workers), *waiting)
