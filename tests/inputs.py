@@ -24,6 +24,11 @@ def parameter(values) -> Tensor:
     return tensor(values).requires_grad_()
 
 
+def in_one_line(value) -> str:
+    """Return a value as the name of a case. What pytest would escape, it escapes twice when it collects twice."""
+    return " ".join(str(value).replace("\\", "/").split())
+
+
 def generator(seed: int) -> torch.Generator:
     """Return a generator of its own for this seed."""
     return torch.Generator().manual_seed(seed)

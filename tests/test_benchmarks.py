@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from inputs import generator
+from inputs import generator, in_one_line
 
 from benchmarks import bound, growth, page, parts, record, run, step
 from benchmarks.worker import Size, parser, peak_memory, serve
@@ -201,7 +201,7 @@ def test_quartiles_and_ratios_are_those_by_hand():
         {"blocks": {}},
         *({"blocks": {"step": b}} for b in ([], [1.0], [1.0, 0.0], 2.0, [1.0, None])),
     ],
-    ids=str,
+    ids=in_one_line,
 )
 def test_a_record_without_the_blocks_of_a_program_is_refused_by_its_file(bad):
     made = replace(made_run(), measures={"torchgfn": bad})
@@ -212,7 +212,7 @@ def test_a_record_without_the_blocks_of_a_program_is_refused_by_its_file(bad):
             record.ratio(made, program, "torchgfn")
 
 
-@pytest.mark.parametrize("threads", [[1, 1], [1, None], [1, "2"]], ids=str)
+@pytest.mark.parametrize("threads", [[1, 1], [1, None], [1, "2"]], ids=in_one_line)
 def test_two_records_on_as_many_threads_are_refused(tmp_path, monkeypatch, threads):
     monkeypatch.setattr(record, "RESULTS", tmp_path)
     for name, number in zip("ab", threads, strict=True):

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from inputs import generator
+from inputs import generator, in_one_line
 from trainables import ALPHA, PROBLEM, Watched, assert_equal, continuous, tabular, train, weights_of
 
 from companion import mdp, records, samplers, training
@@ -146,7 +146,7 @@ def test_a_checkpoint_is_whole_or_not_there(tmp_path, monkeypatch, step):
         {"iterations": 20},
         {"behaviour": UniformMixture(0.1)},
     ],
-    ids=str,
+    ids=in_one_line,
 )
 def test_a_checkpoint_of_other_settings_is_refused(tmp_path, change):
     """Even ones that would fit; nothing is changed."""
@@ -264,7 +264,7 @@ def test_a_checkpoint_of_another_frozen_network_or_problem_is_refused(tmp_path):
             train(other, options={"checkpoint": path})
 
 
-@pytest.mark.parametrize("change", [{"iterations": 4}, {"groups": 0.2}, {"label": {"reward": "b"}}], ids=str)
+@pytest.mark.parametrize("change", [{"iterations": 4}, {"groups": 0.2}, {"label": {"reward": "b"}}], ids=in_one_line)
 def test_a_checkpoint_of_another_loop_is_refused(tmp_path, change):
     """Of another length, other rates, or another text under a name of the user's."""
 

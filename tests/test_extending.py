@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from inputs import generator
+from inputs import generator, in_one_line
 from toys.coin import Coin, Fairer
 from toys.forward_kl import WeightedLikelihood
 from trainables import Watched, assert_equal, tabular, train, weights_of
@@ -46,7 +46,7 @@ def test_settings_made_of_toys_go_through_json_and_train_alike():
     assert_equal(weights_of(one), weights_of(other))
 
 
-@pytest.mark.parametrize("objective", [VarGrad(), WeightedLikelihood()], ids=str)
+@pytest.mark.parametrize("objective", [VarGrad(), WeightedLikelihood()], ids=in_one_line)
 def test_a_toy_sampler_is_trained_to_its_optimum_by_any_objective(objective):
     """Where tails pay nothing p* is the fair coin; from a bent one both come back to it."""
     sampler = Coin(worth=0.0)

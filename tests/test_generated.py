@@ -57,3 +57,8 @@ def test_a_survivor_is_declared_by_its_lines_with_a_reason_and_an_idle_declarati
     assert generated._declared(tmp_path, FOUND, everything=False) == (FOUND[:1], [])
     path.write_text(row.format("if a > 1:", "if a >= 1:", ""))
     assert generated._declared(tmp_path, FOUND, everything=True) == ([], ["mdp.f: if a > 1:"])
+
+
+def test_a_test_has_the_same_name_however_often_it_is_collected(request):
+    # mutmut collects in one process, again and again; pytest escapes such a name once more each time.
+    assert [item.nodeid for item in request.session.items if "\\" in item.nodeid or "\n" in item.nodeid] == []

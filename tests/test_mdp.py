@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from inputs import EPS, agree, generator, problems, random_dag
+from inputs import EPS, agree, generator, in_one_line, problems, random_dag
 from oracles import edges_from, listed_paths, path_totals, policy_value, random_policy, soft_value, solve_equations
 from torch.distributions import Categorical, kl_divergence
 
@@ -634,7 +634,7 @@ def test_bad_input_is_refused_with_what_was_given(case):
         call()
 
 
-@pytest.mark.parametrize("bad", [None, 3, "tree", mdp.enumerate_paths(mdp.tree(2, 1))], ids=str)
+@pytest.mark.parametrize("bad", [None, 3, "tree", mdp.enumerate_paths(mdp.tree(2, 1))], ids=in_one_line)
 def test_what_is_no_problem_is_refused(bad):
     for call in (
         lambda: mdp.solve(bad, kl_weight=1.0),
@@ -656,7 +656,7 @@ def test_what_is_no_problem_is_refused(bad):
     "bad",
     [torch.tensor([-1]), torch.tensor([2]), torch.tensor([True, False]), torch.tensor([0.0]), torch.tensor([[0, 1]])]
     + [torch.tensor(0), [0], 0, None],
-    ids=str,
+    ids=in_one_line,
 )
 def test_paths_are_selected_by_their_numbers_alone(bad):
     """Else a negative number would count from the end, and truth values would leave paths out."""

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from inputs import generator, tensor
+from inputs import generator, in_one_line, tensor
 
 from companion import mdp, metrics, rtb, targets
 from companion.samplers import Batch
@@ -105,7 +105,7 @@ LAW = tensor([0.25, 0.75])
         [0.25, 0.75],
         None,
     ],
-    ids=str,
+    ids=in_one_line,
 )
 def test_what_is_no_law_is_refused(bad):
     """On either side, however large the other; a law is one to five digits."""
@@ -143,7 +143,7 @@ def test_points_that_are_nowhere_are_in_no_mode_and_at_no_distance(bad):
     "bad",
     [torch.zeros(0, 2).double(), torch.zeros(2).double(), torch.zeros(2, 2, 2).double(), torch.zeros(2, 0).double()]
     + [torch.zeros(2, 2, dtype=torch.int64), [[0.0, 0.0]], None],
-    ids=str,
+    ids=in_one_line,
 )
 def test_what_are_no_points_is_refused(bad):
     for call in (
@@ -162,7 +162,7 @@ def test_what_are_no_points_is_refused(bad):
         ([math.inf, 0.0], "NaN or"),
         ([], "expected"),
     ],
-    ids=str,
+    ids=in_one_line,
 )
 def test_weights_that_have_no_mean_are_refused(bad, words):
     for call in (metrics.importance_log_z, metrics.effective_sample_size):

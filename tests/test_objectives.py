@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from inputs import generator, tensor
+from inputs import generator, in_one_line, tensor
 from toys.forward_kl import WeightedLikelihood
 from trainables import ALPHA, PATHS, PROBLEM, SOLUTION, Watched, continuous, tabular, train, weights_of
 
@@ -78,7 +78,7 @@ EVERYWHERE = UniformMixture(0.5)
         (Reinforce(BETA, Scalar()), None),
         (Reinforce(BETA, Scalar(), "importance"), EVERYWHERE),
     ],
-    ids=str,
+    ids=in_one_line,
 )
 def test_a_trained_sampler_has_the_optimal_law(objective, behaviour):
     """KL(p*, p) over all paths falls from 0.48 to less than 1e-6; log Z or V(s_0) is learned on the way."""
@@ -120,7 +120,7 @@ def test_the_published_baseline_has_another_optimum():
     assert history.steps["log_reward"][-20:].mean() > history.steps["log_reward"][:20].mean() + 0.5
 
 
-@pytest.mark.parametrize("objective", KINDS, ids=str)
+@pytest.mark.parametrize("objective", KINDS, ids=in_one_line)
 def test_every_objective_trains_a_diffusion_sampler(objective):
     """Two steps with half of the paths replayed: finite, and no parameter left where it was."""
     sampler = continuous(replayed=True)
@@ -168,7 +168,7 @@ def test_a_learned_baseline_is_fitted_to_the_return_and_taken_off_it():
 
 
 @pytest.mark.parametrize("weights", ["importance", "tempered"])
-@pytest.mark.parametrize("baseline", [Scalar(), "leave_one_out", 0.5], ids=str)
+@pytest.mark.parametrize("baseline", [Scalar(), "leave_one_out", 0.5], ids=in_one_line)
 def test_weights_are_passed_on(weights, baseline):
     """With the behaviour of the batch, to the policy's loss and the baseline's."""
     batch = batch_of([1.0, -2.0, 0.5])
@@ -413,7 +413,7 @@ def test_values_out_of_range_and_of_the_wrong_kind_are_refused(make, words):
         (TrustPCL(value=Network(torch.nn.Identity()), length=1), {}, "value is"),
         (Reinforce(BETA, weights="tempered"), {"log_behaviour": None}, "weights='tempered' with a batch that has no"),
     ],
-    ids=str,
+    ids=in_one_line,
 )
 def test_a_batch_that_lacks_what_an_objective_needs_is_refused(objective, changes, words):
     batch = batch_of([1.0, -2.0], **changes)

@@ -17,6 +17,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from inputs import in_one_line
 
 from companion import metrics, records, statistics, targets
 from experiments import common
@@ -267,7 +268,7 @@ def steps(**columns):
             r"has steps that are no table: \{'iteration': 2, 'loss': 1\}",
         )
     ],
-    ids=str,
+    ids=in_one_line,
 )
 def test_a_part_that_is_missing_or_of_another_kind_is_refused_by_the_name_of_the_file(tmp_path, changes, words):
     (tmp_path / "a-1.json").write_text(record(**changes))
@@ -339,14 +340,14 @@ def test_groups_are_in_order_and_within_each_the_seeds():
         ([{"seed": 0, "noise": 1}], None, "None names no entry"),
         ([{"seed": 0, "noise": 1}], ["noise"], "names no entry"),
     ],
-    ids=str,
+    ids=in_one_line,
 )
 def test_no_run_is_left_out_of_its_group(configurations, key, words):
     with pytest.raises(ValueError, match=words):
         records.by(runs_of(*configurations), key)
 
 
-@pytest.mark.parametrize("bad", [[], {}, {"a": runs_of({"seed": 0})}, None, "runs", [{"seed": 0}]], ids=str)
+@pytest.mark.parametrize("bad", [[], {}, {"a": runs_of({"seed": 0})}, None, "runs", [{"seed": 0}]], ids=in_one_line)
 def test_what_are_no_runs_are_neither_grouped_nor_measured(bad):
     for call in (records.by, records.measure):
         with pytest.raises(ValueError, match="expected a list of stored runs"):
@@ -358,7 +359,7 @@ def test_a_measure_of_exactly_zero_is_a_measure():
     assert records.measure(runs_of({}, none=0), "none") == [0]
 
 
-@pytest.mark.parametrize("bad", [None, [1.0], {"deep": 1.0}, "1.0", True, math.nan, math.inf], ids=str)
+@pytest.mark.parametrize("bad", [None, [1.0], {"deep": 1.0}, "1.0", True, math.nan, math.inf], ids=in_one_line)
 def test_what_is_no_number_is_no_measure(bad):
     with pytest.raises(
         ValueError, match=r"\['a-0.json'\] have no number 'm'; expected it of every run. Measures: \['m'\]"
@@ -531,7 +532,7 @@ def test_a_name_of_one_file_is_kept(tmp_path, name):
         ({"arrays": {name: np.zeros(2)}}, f"array '{name}' of .*by a name that is neither")
         for name in ("file", "allow_pickle")
     ],
-    ids=str,
+    ids=in_one_line,
 )
 def test_what_could_not_be_read_again_is_not_written(tmp_path, parts, words):
     """And the record before it stays, byte for byte."""
@@ -568,7 +569,7 @@ def test_the_project_has_the_records_by_default(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "value",
     [math.nan, math.inf, -math.inf, np.float32("nan"), [1.0, math.nan], torch.tensor([math.inf]), np.array([math.nan])],
-    ids=str,
+    ids=in_one_line,
 )
 def test_what_is_not_finite_is_stored_as_null(tmp_path, value):
     assert written(tmp_path, {"x": value})["measures"]["x"] in (None, [None], [1.0, None])
@@ -666,7 +667,7 @@ def test_provenance_is_refused_where_the_code_is_not_committed_unless_that_is_sa
     assert found["commit"] == commit and found["uncommitted"] == (["src/a.py"] if changed else [])
 
 
-@pytest.mark.parametrize("bad", ["src", "", (), ("scr",), ("src", "experimnets"), ("",), (None,), [3]], ids=str)
+@pytest.mark.parametrize("bad", ["src", "", (), ("scr",), ("src", "experimnets"), ("",), (None,), [3]], ids=in_one_line)
 @pytest.mark.parametrize("clean", [True, False])
 def test_sources_that_are_not_there_are_not_called_clean(git, bad, clean):
     """Text would be taken letter by letter, and of folders that are not there git says that nothing has changed."""

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from inputs import generator, random_graph, tensor
+from inputs import generator, in_one_line, random_graph, tensor
 from oracles import listed_paths, padded, random_policy, summed
 
 from companion import mdp, metrics, objectives, samplers, targets, training
@@ -266,7 +266,7 @@ def test_the_log_weights_of_paths_are_a_methods_of_each_sampler(beta):
         (Fading(2.0, 4, 4), {0: 2.0, 3: 2.0, 4: 0.0}),
         (0.7, {0: 0.7, 4999: 0.7}),
     ],
-    ids=str,
+    ids=in_one_line,
 )
 def test_what_fades_at_points_worked_out_by_hand(number, points):
     """The first row is the published schedule of exploration; a plain number does not fade."""

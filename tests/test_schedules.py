@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from inputs import in_one_line
 from test_objectives import KINDS
 
 from companion import plain
@@ -22,7 +23,7 @@ from companion.training import Exponential, Linear, Schedule
         (Exponential(1e-3), {0: 1.0, 5: 10**-1.5, 9: 10**-2.7}),
         (Exponential(0.25, since=8), {0: 1.0, 7: 1.0, 8: 1.0, 9: 0.5}),
     ],
-    ids=str,
+    ids=in_one_line,
 )
 def test_rates_at_points_worked_out_by_hand(decay, points):
     schedule = Schedule(iterations=10, decay=decay)
@@ -82,7 +83,7 @@ VALUES = [
 ]
 
 
-@pytest.mark.parametrize("value", VALUES, ids=str)
+@pytest.mark.parametrize("value", VALUES, ids=in_one_line)
 def test_a_value_goes_through_json_and_comes_back(value):
     stored = json.loads(json.dumps(plain.to_plain(value)))
     assert stored["type"] == type(value).__name__ and plain.from_plain(stored) == value

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from inputs import generator
+from inputs import generator, in_one_line
 from scipy import stats
 
 from companion import statistics
@@ -154,7 +154,7 @@ SAMPLE = [1.0, 2.0]
     "bad",
     [[1.0], [], [1.0, math.nan], [1.0, math.inf], [[1.0, 2.0]], [[1.0], [2.0, 3.0]], 1.0, None, "12", ["1", "2"]]
     + [[1.0, None], [True, False], {"a": 1.0, "b": 2.0}, torch.tensor([1.0, 2.0], requires_grad=True), [1j, 2j]],
-    ids=str,
+    ids=in_one_line,
 )
 def test_what_is_no_sample_is_refused(bad):
     with pytest.raises(ValueError, match="values is .* expected two or more finite numbers, one per seed"):
@@ -197,7 +197,7 @@ def test_a_level_that_is_none_is_refused(level):
     [({"spread": bad}, "spread is .* > 0") for bad in (0.0, -1.0, math.nan, math.inf, "1")]
     + [({"seeds": bad}, "seeds is .*; expected a") for bad in (1, 0, -2, 2.5, math.nan, True)]
     + [({"true_difference": bad}, "true_difference is .*; expected a finite") for bad in (math.nan, math.inf, None)],
-    ids=str,
+    ids=in_one_line,
 )
 def test_what_has_no_power_is_refused(changes, words):
     with pytest.raises(ValueError, match=words):

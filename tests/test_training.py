@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from inputs import generator
+from inputs import generator, in_one_line
 from test_objectives import KINDS, batch_of, learned_by
 from trainables import ALPHA, PROBLEM, Watched, assert_equal, continuous, tabular, train, weights_of
 
@@ -238,7 +238,7 @@ def spoiled(batch):
     return replace(batch, log_reward=batch.log_reward * math.nan, rewards=rewards)
 
 
-@pytest.mark.parametrize("objective", KINDS, ids=str)
+@pytest.mark.parametrize("objective", KINDS, ids=in_one_line)
 def test_a_loss_that_is_not_finite_stops_the_run(objective):
     """The parameters are those before that step, the history says where, and holds no row for it."""
     sampler = Watched(tabular(), fails_at=4, failure=spoiled)
@@ -417,7 +417,7 @@ def test_seconds_of_processor_time_add_up():
         {"generator": None},
         {"generator": 7},
     ],
-    ids=str,
+    ids=in_one_line,
 )
 def test_a_bad_loop_is_refused(changes):
     weight = torch.tensor(1.0, requires_grad=True)
