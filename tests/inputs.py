@@ -1,4 +1,4 @@
-"""Inputs of the tests: generators, small tensors, batches of padded paths, random problems; and how results agree."""
+"""Inputs of the tests: generators, small tensors, batches of padded paths, random problems; how results agree."""
 
 from dataclasses import dataclass
 
@@ -138,3 +138,9 @@ def problems(seed: int) -> dict[str, mdp.Problem]:
     draws = generator(seed)
     shapes = {"tree": mdp.tree(3, 3), "lattice": mdp.lattice(4), "dag": random_dag(10, draws)}
     return {name: mdp.randomise(problem, draws) for name, problem in shapes.items()}
+
+
+def along(problem: mdp.Problem, policy: Tensor) -> tuple[mdp.Paths, Tensor, Tensor, Tensor]:
+    """Return all paths, and the log-probabilities, references and rewards of their steps."""
+    paths = mdp.enumerate_paths(problem)
+    return paths, *(paths.per_step(x) for x in (policy, problem.log_ref, problem.rewards))
