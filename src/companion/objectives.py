@@ -5,7 +5,8 @@ the pure function that states it; no residual is written a second time. Some lea
 V(s_0), a baseline. That is one number for all paths, a table over conditions, or a module of yours, and the objective
 says which. A new objective is a new class with the same two methods, in any file.
 
-Chapter on-policy-rtb-is-reinforce derives the gradients; estimators-and-the-design-space sets them side by side.
+Chapter on-policy-rtb-is-reinforce derives the gradients, off-policy-the-same-optimum says where they vanish, and
+estimators-and-the-design-space sets them side by side.
 """
 
 from collections.abc import Sequence

@@ -76,7 +76,8 @@ def kl_loss(
             baseline or weighting, fewer than two paths (of a group) where baseline, weights or clip use the batch, a
             ``log_behaviour`` that is missing or of no use, or an advantage that overflows.
 
-    Source: Williams (1992); Ahmadian et al. (2024), leave-one-out. Derived in chapter ``on-policy-rtb-is-reinforce``.
+    Source: Williams (1992); Ahmadian et al. (2024), leave-one-out. Derived in chapter ``on-policy-rtb-is-reinforce``,
+    the weights in chapter ``off-policy-the-same-optimum``.
     """
     statistic = clip is not None or (isinstance(baseline, str) and baseline != "none")
     minimum = 2 if statistic or weights != "none" else 1
