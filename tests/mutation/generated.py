@@ -109,6 +109,10 @@ def copy_of(root: Path) -> Path:
     for path in paths:
         (copied / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(root / path, copied / path)
+    # mutmut adds to its own copy of this copy and takes nothing away: only its verdicts and timings are kept.
+    for path in (copied / "mutants").rglob("*"):
+        if path.is_file() and path.suffix != ".meta" and path.name != "mutmut-stats.json":
+            path.unlink()
     return copied
 
 
