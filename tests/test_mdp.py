@@ -985,3 +985,57 @@ def test_kl_regularised_rl_needs_no_correction_and_maxent_rl_counts_paths(shape)
 def test_batches_of_what_is_no_law_of_paths_are_refused(bad):
     with pytest.raises(ValueError, match=r"expected a floating-point \[paths\] tensor"):
         mdp.enumerate_batches(bad, 2)
+
+
+def test_the_running_example_has_these_edges():
+    problem = mdp.small_graph()
+    edges = list(zip(problem.source.tolist(), problem.target.tolist(), strict=True))
+    layers = [(0, 1), (0, 2), (0, 3)], [(1, 4), (1, 5)], [(2, 5), (2, 6)], [(3, 6), (3, 9)]
+    assert edges == [*sum(layers, []), (4, 7), (4, 8), (5, 8), (6, 8), (6, 9)]
+
+
+def test_random_rewards_have_the_spread_of_a_standard_normal_unless_said_otherwise():
+    problem = mdp.tree(2, 3)
+    plain, doubled = (mdp.randomise(problem, generator(5), **scale) for scale in ({}, {"reward_scale": 2.0}))
+    torch.testing.assert_close(doubled.rewards, 2 * plain.rewards)
+
+
+def test_a_discount_of_zero_is_refused_by_evaluation():
+    problem = mdp.tree(2, 2)
+    with pytest.raises(ValueError, match="gamma is 0.0; expected a finite Python number > 0"):
+        mdp.evaluate(problem, problem.log_ref, kl_weight=1.0, gamma=0.0)
+
+
+def test_as_many_paths_as_the_limit_are_listed():
+    assert len(mdp.enumerate_paths(mdp.tree(2, 3), limit=8)) == 8
+    with pytest.raises(ValueError, match="8"):
+        mdp.enumerate_paths(mdp.tree(2, 3), limit=7)
+
+
+def test_a_path_that_ends_just_beyond_the_states_of_the_problem_is_refused():
+    paths = mdp.enumerate_paths(mdp.tree(2, 1))
+    beyond = mdp.Paths(paths.edges, paths.states + 1)
+    with pytest.raises(ValueError, match="A path ends where the problem goes on"):
+        mdp.marginal(mdp.tree(2, 1), beyond, logs(0.5, 0.5))
+
+
+@pytest.mark.parametrize(("bad", "given"), [([0.0], "list"), (torch.zeros(2, 2), r"\(2, 2\)")], ids=["list", "matrix"])
+def test_what_was_given_in_place_of_a_law_or_a_reward_is_said(bad, given):
+    with pytest.raises(ValueError, match=f"log_behaviour is {given}; expected"):
+        mdp.enumerate_batches(bad, 2)
+    with pytest.raises(ValueError, match=f"log_reward is {given}; expected"):
+        mdp.tree(2, 1).with_log_reward(bad)
+
+
+def test_a_law_may_be_off_by_the_rounding_of_its_largest_logarithm():
+    """exp(-x) is rounded x times more than 1 is: 300 eps pass beside a logarithm of -700, and not beside one of -1."""
+    short = math.log1p(-300 * EPS)
+    assert mdp.expectation(torch.zeros(2).double(), torch.tensor([short, -700.0]).double()) == 0
+    rest = torch.tensor([math.log1p(-math.exp(-1.0) - 300 * EPS), -1.0]).double()
+    with pytest.raises(ValueError, match="sums to probability 0.99"):
+        mdp.expectation(torch.zeros(2).double(), rest)
+
+
+def test_a_law_without_any_probability_is_refused():
+    with pytest.raises(ValueError, match="sums to probability 0"):
+        mdp.expectation(torch.zeros(2).double(), torch.full((2,), -math.inf).double())
