@@ -466,11 +466,14 @@ def test_the_gradient_of_the_published_penalty_is_twice_the_weight_times_the_log
 @pytest.mark.parametrize(
     "options", [{"baseline": "leave_one_out"}, {"baseline": "batch_mean", "weights": "importance"}]
 )
-def test_the_loss_is_of_the_dtype_of_its_inputs(options):
-    log_pi, log_ref, log_reward = (tensor(values).float() for values in (LOG_PI, LOG_REF, LOG_REWARD))
+@pytest.mark.parametrize("group", [None, torch.tensor([0, 1, 0, 1])], ids=["one group", "two groups"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_loss_is_of_the_dtype_of_its_inputs(options, group, dtype):
+    log_pi, log_ref, log_reward = (tensor(values).to(dtype) for values in (LOG_PI, LOG_REF, LOG_REWARD))
     if "weights" in options:
         options = options | {"log_behaviour": log_ref}
-    assert reinforce.kl_loss(log_pi.requires_grad_(), log_ref, log_reward, **options).dtype == torch.float32
+    loss = reinforce.kl_loss(log_pi.requires_grad_(), log_ref, log_reward, group=group, **options)
+    assert loss.dtype == dtype
 
 
 def test_the_published_baseline_names_what_it_refuses():
