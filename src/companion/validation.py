@@ -239,6 +239,16 @@ def check_matrix(name: str, value: Tensor, layout: str) -> None:
         raise ValueError(f"{name} has shape {tuple(value.shape)}; expected {layout}, not empty. Pass one per row.")
 
 
+def check_tokens(tokens: Tensor, vocabulary: int) -> None:
+    """Refuse what is no int64 matrix of tokens of a vocabulary. Raises ``ValueError``."""
+    if not isinstance(tokens, Tensor) or tokens.dtype != torch.int64 or tokens.ndim != 2 or not tokens.numel():
+        given = f"{tokens.dtype} {tuple(tokens.shape)}" if isinstance(tokens, Tensor) else type(tokens).__name__
+        raise ValueError(f"tokens is {given}; expected int64 [rows, columns], not empty. Encode the texts.")
+    low, high = int(tokens.min()), int(tokens.max())
+    if not 0 <= low <= high < vocabulary:
+        raise ValueError(f"tokens go from {low} to {high}; expected 0 to {vocabulary - 1}. Encode them anew.")
+
+
 def check_law(name: str, law: Tensor, slack: float) -> None:
     """Refuse probabilities that are no ``[outcomes]``, or do not sum to one within ``slack``. Raises ``ValueError``."""
     _check_tensor(name, law)
