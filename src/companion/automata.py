@@ -1,12 +1,11 @@
 r"""Wishes about texts as finite automata, and the exact posterior of a prior that looks back a fixed number of letters.
 
-A text is a row of tokens: one that begins it, its letters, one that ends it. Letters are 0 to A - 1; the token A begins
-and ends, and pads. An automaton reads the letters one by one and scores the text where it ends: that is log r(x). What a
-prior of fixed context and an automaton know of an unfinished text is its last letters, the automaton's state and its
-length, so a soft value for each of these nodes is all that the posterior p*(x) ~ p_ref(x) r(x)^beta needs. They come by
-dynamic programming from the longest texts backwards; expectations under any law of the same kind come forwards, by the
-share of texts that reach each node. Nothing is sampled unless :func:`sample` is asked to. Used in chapter
-``names-with-a-wish``.
+A text is a row of tokens: one that begins it, its letters, one that ends it. Letters are 0 to A - 1; the token A
+begins, ends and pads. An automaton reads the letters one by one and scores the text where it ends: that is log r(x).
+What a prior of fixed context and an automaton know of an unfinished text is a node: its last letters, the automaton's
+state and its length. A soft value for each node is all that the posterior p_ref(x) r(x)^beta / Z needs. It comes by
+dynamic programming from the longest texts backwards; expectations come forwards, by the share of texts at each node.
+Nothing is sampled unless :func:`sample` is asked to. Used in chapter ``names-with-a-wish``.
 
 Source: the soft Bellman equation, as in :mod:`companion.mdp`; automata by the subset construction, which is standard.
 """
@@ -260,8 +259,8 @@ class Posterior:
     def values(self, tokens: Tensor) -> Tensor:
         """Return the soft value in nats, log of the mean of r^beta over the prior's ways to go on, after each token.
 
-        ``tokens`` is ``[rows, columns]``, ``columns`` at most ``max_length + 2``; so is what is returned, float64: log Z
-        after the first token, and 0 from the end of a text on. In units of reward it is V*(s)/alpha.
+        ``tokens`` is ``[rows, columns]``, at most ``max_length + 2`` of them, and so is what is returned, float64: log
+        Z after the first token, 0 from the end of a text on. In units of reward it is V*(s)/alpha.
         """
         states, contexts = self.automaton.states(tokens), _contexts(tokens, self.order, self.automaton.letters)
         found = torch.zeros(tokens.shape, dtype=torch.float64)
@@ -316,11 +315,8 @@ def marginals(law: Law, automaton: Automaton, *, max_length: int) -> Tensor:
 
     Row t holds what follows the first t letters; its last column is the probability that the text has t letters.
     """
-    rows = [
-        (share[:, :, None] * table.exp()).sum(dim=(0, 1))
-        for share, table in flow(law, automaton, max_length=max_length)
-    ]
-    return torch.stack(rows)
+    nodes = flow(law, automaton, max_length=max_length)
+    return torch.stack([(share[:, :, None] * table.exp()).sum(dim=(0, 1)) for share, table in nodes])
 
 
 def kl_divergence(first: Law, second: Law, automaton: Automaton, *, max_length: int) -> Tensor:
@@ -366,7 +362,7 @@ def sample(law: Law, automaton: Automaton, n: int, generator: torch.Generator, *
 
 
 def _successors(automaton: Automaton, contexts: int, order: int) -> Tensor:
-    """The node that each letter leads to, ``[contexts, states, letters]``: its context times the states, plus its state."""
+    """The number of the node that each letter leads to, ``[contexts, states, letters]``."""
     letters, states = automaton.letters, len(automaton.moves)
     index = torch.arange(contexts)
     kept = index % letters ** (order - 1) if contexts == letters**order else index

@@ -104,7 +104,7 @@ class TokenSampler:
         policy: the model to be trained, a module; in ``eval()`` where it has dropout, which would change its law.
         reference: the model of the prior; no gradient flows into it.
         log_reward: log r of whole rows: tokens ``[batch, max_length + 2]`` and their lengths ``[batch]``, the end
-            included, to ``[batch]``; -inf where r = 0, which only some objectives take. What pads must not matter to it.
+            included, to ``[batch]``; -inf where r = 0, which only some objectives take. It must not read what pads.
         end: the token that ends a text, and pads.
         max_length: most tokens of a text, its prompt included, without the first token of the row and the end.
         prompts: ``[conditions, columns]``, int64, padded with ``end``; by default one prompt, the token ``end`` alone.
