@@ -134,13 +134,15 @@ class Case:
 @st.composite
 def cases(draw, rewarded: bool = True) -> Case:
     """One to three letters, contexts longer and shorter than the texts, automata of one state or more."""
-    letters, states = "abc"[: draw(st.integers(1, 3))], draw(st.integers(1, 4))
+    # Often two letters back in texts of four: contexts forget letters that the law would still read.
+    letters, states = draw(st.sampled_from(["a", "ab", "ab", "abc"])), draw(st.integers(1, 4))
+    order, max_length = draw(st.sampled_from([1, 2, 2, 3])), draw(st.sampled_from([1, 2, 3, 4, 4, 4]))
     zeros, looks = draw(st.sampled_from([0.0, 0.0, 0.3])), draw(st.booleans())
-    law = ListedLaw(letters, draw(st.integers(1, 3)), draw(st.integers(0, 2**31)), states if looks else None, zeros)
+    law = ListedLaw(letters, order, draw(st.integers(0, 2**31)), states if looks else None, zeros)
     row = st.lists(st.integers(0, states - 1), min_size=len(letters), max_size=len(letters))
     score = st.sampled_from([NEVER, 0.0, -0.5]) | st.floats(-3, 3)
     moves, scores = (draw(st.lists(each, min_size=states, max_size=states)) for each in (row, score))
-    case = Case(law, moves, scores, draw(st.integers(1, 4)), draw(st.sampled_from([1.0, 0.3, 2.5])))
+    case = Case(law, moves, scores, max_length, draw(st.sampled_from([1.0, 0.3, 2.5])))
     assume(case.log_z > NEVER or not rewarded)
     return case
 

@@ -50,8 +50,7 @@ class ContextNetwork(torch.nn.Module):
     ) -> None:
         super().__init__()
         check_generator(generator)
-        asked = {"outputs": outputs, "max_length": max_length}
-        asked = {name: number for name, number in asked.items() if number is not None}
+        asked = {name: n for name, n in (("outputs", outputs), ("max_length", max_length)) if n is not None}
         check_positive_integers(letters=letters, order=order, width=width, **asked)
         if automaton is not None and automaton.letters != letters:
             raise ValueError(f"automaton reads {automaton.letters} letters; expected {letters}. Make one that does.")
