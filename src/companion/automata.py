@@ -44,7 +44,11 @@ def encode(texts: Sequence[str], *, max_length: int, letters: str = LETTERS) -> 
 
 
 def decode(tokens: Tensor, *, letters: str = LETTERS) -> list[str]:
-    """Return the texts of rows of tokens, ``[texts, columns]``: what stands between the first token and the end."""
+    """Return the texts of rows of tokens, ``[texts, columns]``: what stands between the first token and the end.
+
+    Raises ``ValueError`` for a token outside the vocabulary.
+    """
+    check_tokens(tokens, len(letters) + 1)
     texts = []
     for row in tokens[:, 1:].tolist():
         end = row.index(len(letters)) if len(letters) in row else len(row)
@@ -86,8 +90,8 @@ class Automaton:
 
     @property
     def granted(self) -> Tensor:
-        """Whether a text that ends in a state has the highest score there is, bool ``[states]``."""
-        return self.log_score == self.log_score.max()
+        """Whether a text that ends in a state has the highest score there is, and r(x) > 0: bool ``[states]``."""
+        return (self.log_score == self.log_score.max()) & ~self.log_score.isneginf()
 
     def states(self, tokens: Tensor) -> Tensor:
         """Return the state after each token of each row, ``[rows, columns]``, int64. What is no letter moves nothing.
@@ -120,7 +124,7 @@ class Automaton:
         for name, value in (("hit", hit), ("miss", miss)):
             if value != -math.inf:
                 check_number(name, value)
-        return replace(self, log_score=torch.where(self.granted, hit, miss).double())
+        return replace(self, log_score=torch.full_like(self.log_score, miss).masked_fill(self.granted, hit))
 
     def with_floor(self, log_floor: float) -> "Automaton":
         """Return the automaton with r(x) at least exp(``log_floor``): for what needs r > 0. It has its own target."""
@@ -155,7 +159,7 @@ def product(*automata: Automaton) -> Automaton:
     """
     if not automata or len({automaton.letters for automaton in automata}) != 1:
         raise ValueError(
-            f"automata are {len(automata)} over several alphabets, or none; expected one or more over one."
+            f"automata are {len(automata)}, of several alphabets or none; expected one or more of one. Make them anew."
         )
     moves = [automaton.moves.tolist() for automaton in automata]
 
@@ -175,7 +179,8 @@ def _of_pattern(pattern: str, letters: str, *, before: bool, after: bool) -> Aut
 
     def step(state: frozenset[int], letter: int) -> frozenset[int]:
         moved = {i + 1 for i in state if i < size and pattern[i] in (".", letters[letter])}
-        return frozenset(moved | ({0} & state if before else set()) | ({size} & state if after else set()))
+        granted = after and size in state | moved  # whatever else is matched
+        return frozenset({size} if granted else moved | ({0} & state if before else set()))
 
     found = _reachable(frozenset({0}), len(letters), step)
     return _built(found, len(letters), step, [0.0 if size in state else -math.inf for state in found])
@@ -224,7 +229,8 @@ class Posterior:
         log_z: log Z, 0-d, float64.
 
     Raises:
-        ValueError: for a prior that is not normalised, or a wish that no text of the prior grants: log Z = -inf.
+        ValueError: for a prior whose tables have another shape or are not normalised; and for a wish that no text of
+            the prior grants: log Z = -inf.
 
     Source: the soft Bellman equation in Nachum et al. (2017b). Used in chapter ``names-with-a-wish``.
     """
@@ -254,37 +260,32 @@ class Posterior:
         """
         value = self._values[length][:, :, None]
         joint = self._joint(length, self._values[length + 1])
-        return torch.where(value.isneginf(), self._prior(length), joint - value)
+        return torch.where(value.isneginf(), _table(self.prior, self.automaton, length), joint - value)
 
     def values(self, tokens: Tensor) -> Tensor:
         """Return the soft value in nats, log of the mean of r^beta over the prior's ways to go on, after each token.
 
         ``tokens`` is ``[rows, columns]``, at most ``max_length + 2`` of them, and so is what is returned, float64: log
-        Z after the first token, 0 from the end of a text on. In units of reward it is V*(s)/alpha.
+        Z after the first token, 0 from the end of a text on. In units of reward it is V*(s)/alpha. Raises
+        ``ValueError`` for rows that do not begin with the token that begins, or hold more letters.
         """
         states, contexts = self.automaton.states(tokens), _contexts(tokens, self.order, self.automaton.letters)
-        found = torch.zeros(tokens.shape, dtype=torch.float64)
-        alive = _alive(tokens, self.automaton.letters)
-        for column in range(min(tokens.shape[1], self.max_length + 1)):
-            value = self._values[column][
-                contexts[:, column].clamp(max=len(self._values[column]) - 1), states[:, column]
-            ]
-            found[:, column] = torch.where(alive[:, column], value, 0.0)
-        return found
-
-    def _prior(self, length: int) -> Tensor:
-        table = self.prior.table(length).double()
-        excess = table.logsumexp(dim=2).abs().max().item()
-        if not excess < 1e-5:  # float32 laws are normalised to seven digits
+        end, columns = self.automaton.letters, tokens.shape[1]
+        ended = (tokens == end).cumsum(dim=1) > 1  # the first of them begins the text
+        if columns > self.max_length + 2 or bool((tokens[:, 0] != end).any() | ~ended[:, self.max_length + 1 :].all()):
             raise ValueError(
-                f"The prior sums to a log-probability of {excess:.3g} at some context of {length} letters; expected 0, "
-                "to five digits. Take its log_softmax."
+                f"tokens is {tuple(tokens.shape)}; expected [rows, at most {self.max_length + 2}], the token {end} "
+                f"first, and again after at most {self.max_length} letters. Encode the texts."
             )
-        return table
+        found = torch.zeros(tokens.shape, dtype=torch.float64)
+        for column in range(min(columns, self.max_length + 1)):
+            value = self._values[column][contexts[:, column], states[:, column]]
+            found[:, column] = torch.where(ended[:, column], 0.0, value)
+        return found
 
     def _joint(self, length: int, after: Tensor) -> Tensor:
         """log p_ref of each token plus the value that it leads to: ``[contexts, states, A + 1]``."""
-        table = self._prior(length)
+        table = _table(self.prior, self.automaton, length)
         ahead = after.reshape(-1)[_successors(self.automaton, len(table), self.order)]
         end = self._score.expand(len(table), -1)[:, :, None]
         return table + torch.cat([ahead, end], dim=2)
@@ -293,12 +294,14 @@ class Posterior:
 def flow(law: Law, automaton: Automaton, *, max_length: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield, for each length, the share of texts at each node and the log-law there, to the longest texts.
 
-    The shares are ``[contexts, states]``, the log-laws ``[contexts, states, A + 1]``; float64, with gradients.
+    The shares are ``[contexts, states]``, the log-laws ``[contexts, states, A + 1]``; float64, with gradients. Raises
+    ``ValueError`` for a law whose tables have another shape or are not normalised.
     """
+    check_positive_integers(max_length=max_length)
     share = torch.zeros(1, len(automaton.moves), dtype=torch.float64)
     share[0, 0] = 1.0
     for length in range(max_length):
-        table = law.table(length).double().expand(-1, len(automaton.moves), -1)
+        table = _table(law, automaton, length).expand(-1, len(automaton.moves), -1)
         yield share, table
         index = _successors(automaton, len(table), law.order)
         contexts = automaton.letters ** min(length + 1, law.order)
@@ -322,7 +325,7 @@ def marginals(law: Law, automaton: Automaton, *, max_length: int) -> Tensor:
 def kl_divergence(first: Law, second: Law, automaton: Automaton, *, max_length: int) -> Tensor:
     """Return KL(first, second) over texts, exactly: 0-d, float64, nats, with gradients; +inf where it is infinite.
 
-    Both look back as many letters. Raises ``ValueError`` otherwise.
+    Both look back as many letters. Raises ``ValueError`` otherwise, and as :func:`flow`.
 
     Source: the chain rule of relative entropy, summed over nodes. Used in chapter ``names-with-a-wish``.
     """
@@ -334,7 +337,8 @@ def kl_divergence(first: Law, second: Law, automaton: Automaton, *, max_length: 
     total = torch.zeros((), dtype=torch.float64)
     for (share, log_p), (_, log_q) in pairs:
         p = share[:, :, None] * log_p.exp()
-        total = total + torch.where(p > 0, p * (log_p - log_q), 0.0).sum()
+        gap = torch.where(p > 0, log_p - log_q, 0.0)  # not of the product, whose gradient would be 0 times infinity
+        total = total + (p * gap).sum()
     return total
 
 
@@ -352,13 +356,31 @@ def sample(law: Law, automaton: Automaton, n: int, generator: torch.Generator, *
     tokens = torch.full((n, max_length + 2), end)
     node, alive = torch.zeros(n, dtype=torch.int64), torch.ones(n, dtype=torch.bool)
     for length in range(max_length):
-        table = law.table(length).double().expand(-1, states, -1)
+        table = _table(law, automaton, length).expand(-1, states, -1)
         law_here = table.reshape(-1, end + 1)[node].exp()
         drawn = torch.multinomial(law_here, 1, generator=generator).squeeze(1)
         alive = alive & (drawn != end)
         tokens[:, length + 1] = torch.where(alive, drawn, end)
         node = _successors(automaton, len(table), law.order).reshape(-1, end)[node, drawn.clamp(max=end - 1)]
     return tokens
+
+
+def _table(law: Law, automaton: Automaton, length: int) -> Tensor:
+    """A law's table, float64, and checked: its shape, and that every row of it is a law."""
+    table = law.table(length).double()
+    shape = (automaton.letters ** min(length, law.order), len(automaton.moves), automaton.letters + 1)
+    if tuple(table.shape) not in (shape, (shape[0], 1, shape[2])):
+        raise ValueError(
+            f"The law's table after {length} letters is {tuple(table.shape)}; expected [contexts, states, A + 1], "
+            f"{shape}, or one column of states. Give it the same alphabet and automaton."
+        )
+    excess = table.logsumexp(dim=2).abs().max().item()
+    if not excess < 1e-5:  # float32 laws are normalised to seven digits
+        raise ValueError(
+            f"The law sums to a log-probability of {excess:.3g} at some context of {length} letters; expected 0, to "
+            "five digits. Take its log_softmax."
+        )
+    return table
 
 
 def _successors(automaton: Automaton, contexts: int, order: int) -> Tensor:
@@ -377,9 +399,3 @@ def _contexts(tokens: Tensor, order: int, letters: int) -> Tensor:
         context = torch.where(column < letters, (context * letters + column) % letters**order, context)
         found.append(context)
     return torch.stack(found, dim=1)
-
-
-def _alive(tokens: Tensor, end: int) -> Tensor:
-    """Whether the text goes on after each token: no end has come since the first."""
-    ended = (tokens == end).cumsum(dim=1) - (tokens[:, :1] == end).long()
-    return ended == 0

@@ -32,6 +32,8 @@ class ContextNetwork(torch.nn.Module):
         automaton: where given, the network is told the state that this has reached.
         max_length: where given, the network is told how many letters there are so far, at most this many.
 
+    Raises ``ValueError`` for an automaton of another alphabet, and on rows of more letters than it may be told of.
+
     Source: Bengio et al. (2003). Used in chapter ``names-with-a-wish``.
     """
 
@@ -48,7 +50,10 @@ class ContextNetwork(torch.nn.Module):
     ) -> None:
         super().__init__()
         check_generator(generator)
-        check_positive_integers(letters=letters, order=order, width=width)
+        asked = {name: n for name, n in (("outputs", outputs), ("max_length", max_length)) if n is not None}
+        check_positive_integers(letters=letters, order=order, width=width, **asked)
+        if automaton is not None and automaton.letters != letters:
+            raise ValueError(f"automaton reads {automaton.letters} letters; expected {letters}. Make one that does.")
         self.letters, self.order, self.automaton = letters, order, automaton
         draw = partial(torch.randn, generator=generator)
         self.tokens = torch.nn.Parameter(draw(order, letters + 1, width) / sqrt(order))
@@ -76,8 +81,7 @@ class ContextNetwork(torch.nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return the logits after each token of rows that begin with the first: ``[batch, columns, A + 1]``."""
-        ahead = tokens.new_full((len(tokens), self.order - 1), self.letters)
-        contexts = torch.cat([ahead, tokens], dim=1).unfold(1, self.order, 1)
+        contexts = self._after_begin(tokens).unfold(1, self.order, 1)
         states = None if self.automaton is None else self.automaton.states(tokens)
         return self._logits(contexts, states, torch.arange(tokens.shape[1]))
 
@@ -85,8 +89,7 @@ class ContextNetwork(torch.nn.Module):
         """Return the logits of the next token of rows, ``[batch, A + 1]``, and what :meth:`advance` needs to go on."""
         taken = torch.arange(tokens.shape[1]) < lengths[:, None]
         rows = torch.where(taken, tokens, self.letters)
-        columns = (lengths[:, None] - 1 + torch.arange(1 - self.order, 1)).clamp(min=0)
-        contexts = rows.gather(1, columns)
+        contexts = self._after_begin(rows).gather(1, lengths[:, None] - 1 + torch.arange(self.order))
         states = None if self.automaton is None else self.automaton.states(rows)[:, -1]
         return self._logits(contexts, states, lengths - 1), (contexts, states, lengths - 1)
 
@@ -96,7 +99,10 @@ class ContextNetwork(torch.nn.Module):
         contexts = torch.cat([contexts[:, 1:], tokens[:, None]], dim=1)
         if self.automaton is not None:
             states = self.automaton.after(states, tokens)
-        return self._logits(contexts, states, places + 1), (contexts, states, places + 1)
+        places = places + 1
+        if self.length is not None:
+            places = places.clamp(max=len(self.length) - 1)  # of rows that have ended, which are read on with the rest
+        return self._logits(contexts, states, places), (contexts, states, places)
 
     def table(self, length: int) -> Tensor:
         """Return log-probabilities after texts of ``length`` letters: see :class:`companion.automata.Law`."""
@@ -110,11 +116,19 @@ class ContextNetwork(torch.nn.Module):
             contexts = contexts.expand(-1, len(states), -1)
         return self._logits(contexts, states, torch.tensor(length)).log_softmax(dim=2)
 
+    def _after_begin(self, tokens: Tensor) -> Tensor:
+        return torch.cat([tokens.new_full((len(tokens), self.order - 1), self.letters), tokens], dim=1)
+
     def _logits(self, contexts: Tensor, states: Tensor | None, places: Tensor) -> Tensor:
         hidden = sum(self.tokens[place][contexts[..., place]] for place in range(self.order))
         if self.wish is not None:
             hidden = hidden + self.wish[states]
         if self.length is not None:
-            hidden = hidden + self.length[places.clamp(max=len(self.length) - 1)]
+            if int(places.max()) >= len(self.length):
+                raise ValueError(
+                    f"A text has {int(places.max())} letters; expected at most {len(self.length) - 1}, the max_length "
+                    "of the network. Make one with a larger."
+                )
+            hidden = hidden + self.length[places]
         logits: Tensor = self.rest(hidden)
         return logits
