@@ -65,9 +65,7 @@ def steps_of(law, prompt, text):
 
 def mixed_steps(own, other, share):
     """Those of a text that was written by one of two: of each token given those before it, whoever wrote them."""
-    so_far = [
-        (1 - share) * math.prod(own[:k]) + share * math.prod(other[:k]) for k in range(len(own) + 1)
-    ]
+    so_far = [(1 - share) * math.prod(own[:k]) + share * math.prod(other[:k]) for k in range(len(own) + 1)]
     return [after / before for before, after in itertools.pairwise(so_far)]
 
 
@@ -156,11 +154,11 @@ def assert_drawn_by(batch, laws, columns=MAX + 1) -> None:
 
 
 def moved(model, seed=7):
-    """Move the weights of a model, in place."""
+    """Move the weights of a model, in place, not far: ratios of probabilities stay moderate."""
     draws = generator(seed)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter += torch.randn(parameter.shape, generator=draws, dtype=parameter.dtype)
+            parameter += 0.3 * torch.randn(parameter.shape, generator=draws, dtype=parameter.dtype)
 
 
 # Laws.
@@ -341,7 +339,10 @@ def test_texts_are_the_same_with_a_cache_and_without(make, name):
 @pytest.mark.parametrize("make", [MODELS["transformer"], MODELS["context"]])
 def test_a_cache_answers_as_whole_rows_do(make):
     """At every token of every text, from its prompt on, and whatever stands beyond what was read."""
-    model, (tokens, prompt) = make(1), rows_of([pair for pair in EVERY if len(begun(pair[0])) + len(pair[1]) == MAX + 1])
+    model, (tokens, prompt) = (
+        make(1),
+        rows_of([pair for pair in EVERY if len(begun(pair[0])) + len(pair[1]) == MAX + 1]),
+    )
     place = torch.where(prompt == 1, 2, 1)
     whole, every = model(tokens[:, :-1]), torch.arange(len(tokens))
     logits, cache = model.begin(tokens, place)

@@ -7,10 +7,10 @@ from companion.validation import check_generator
 
 
 def drawn_anew(module: torch.nn.Module, generator: torch.Generator) -> torch.nn.Module:
-    """Draw all weights of a module from a generator, standard normal, in float64."""
+    """Draw all weights of a module from a generator, normal, in float64; small, or one text would have all the mass."""
     check_generator(generator)
     for parameter in module.double().parameters():
-        torch.nn.init.normal_(parameter, generator=generator)
+        torch.nn.init.normal_(parameter, std=0.5, generator=generator)
     return module
 
 

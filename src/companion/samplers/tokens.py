@@ -429,7 +429,7 @@ def _of_either(own: Tensor, other: Tensor, share: float) -> Tensor:
     """Log-probabilities, step by step, of texts that ``other`` wrote with probability ``share``, else ``own``."""
     if share in (0.0, 1.0):
         return other if share else own
-    shares = torch.tensor([1 - share, share]).to(own).log()
+    shares = own.new_tensor([1 - share, share]).log()
     so_far = torch.logaddexp(shares[0] + own.cumsum(dim=1), shares[1] + other.cumsum(dim=1))
     return so_far.diff(dim=1, prepend=torch.zeros_like(so_far[:, :1]))
 
