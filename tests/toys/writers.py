@@ -1,4 +1,4 @@
-"""Toy models of texts: a causal transformer with a key-value cache, a recurrent network without, a table of prefixes."""
+"""Toy models of texts: a causal transformer with a key-value cache, a recurrent network, a table of prefixes."""
 
 import torch
 from torch import Tensor

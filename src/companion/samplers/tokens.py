@@ -228,7 +228,9 @@ class TokenSampler:
 
     def _fresh(self, n: int, generator: torch.Generator, behaviour: Writing, iteration: int) -> tuple[Tensor, Tensor]:
         if n % self.group_size:
-            raise ValueError(f"n is {n} fresh texts; expected a multiple of {self.group_size}, the size of a group.")
+            raise ValueError(
+                f"n is {n} fresh texts; expected a multiple of {self.group_size}. Draw whole groups of that."
+            )
         prompt = torch.randint(len(self.prompts), (n // self.group_size,), generator=generator)
         prompt = prompt.repeat_interleave(self.group_size)
         share = at(behaviour.reference, iteration)
