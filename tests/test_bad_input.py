@@ -429,6 +429,15 @@ def test_an_entry_beyond_the_end_of_a_path_is_refused_in_every_per_step_input(na
     refuses(name, f"{shown} is 0.5 at [1, 1]", "after 1 step(s)", "Put zeros there", **padded, **given)
 
 
+@pytest.mark.parametrize("name", takes("steps"))
+def test_the_docstring_says_what_is_refused_beyond_the_end_of_a_path(name):
+    """Where a path is padded a loss must say with what; every per-step input of each is in the test above."""
+    rule = "zeros from a path's end on; given ``steps``, a nonzero entry there is refused"
+    assert rule in " ".join(FUNCTIONS[name][0].__doc__.split())
+    per_step = [a for a, value in FUNCTIONS[name][1].items() if is_tensor(a, value) and value.ndim == 2]
+    assert per_step and set(per_step) <= set(BEYOND)
+
+
 @pytest.mark.parametrize("name", WEIGHTED)
 def test_a_behaviour_that_is_missing_or_that_nothing_uses_is_refused(name):
     """weights="none" is the default."""
