@@ -249,6 +249,24 @@ def check_tokens(tokens: Tensor, vocabulary: int) -> None:
         raise ValueError(f"tokens go from {low} to {high}; expected 0 to {vocabulary - 1}. Encode them anew.")
 
 
+def check_shares(name: str, shares: Tensor) -> None:
+    """Refuse what is not floats >= 0, some above: how often each of several is drawn. Raises ``ValueError``."""
+    check_finite(name, shares, "Leave such paths out.")
+    if not shares.is_floating_point() or bool((shares < 0).any()) or not bool(shares.sum() > 0):
+        raise ValueError(
+            f"{name} are no floats, negative or all 0; expected floats >= 0, some above. Mend the weights."
+        )
+
+
+def check_replay(replayed: float, replay_until: int | None) -> None:
+    """Refuse a share of a batch outside [0, 1], and an end of what never begins. Raises ``ValueError``."""
+    check_number("replayed", replayed, at_least=0, at_most=1)
+    if replay_until is not None:
+        check_counts(replay_until=replay_until)
+        if replayed == 0:
+            raise ValueError(f"replay_until is {replay_until} with nothing replayed; expected None. Leave it out.")
+
+
 def check_law(name: str, law: Tensor, slack: float) -> None:
     """Refuse probabilities that are no ``[outcomes]``, or do not sum to one within ``slack``. Raises ``ValueError``."""
     _check_tensor(name, law)

@@ -29,7 +29,14 @@ from companion.samplers.batch import (
     join,
     weights_of,
 )
-from companion.validation import check_counts, check_finite, check_generator, check_number, check_positive_integers
+from companion.validation import (
+    check_finite,
+    check_generator,
+    check_number,
+    check_positive_integers,
+    check_replay,
+    check_shares,
+)
 
 #: A drift: states ``[..., dim]`` and times ``[...]`` or 0-d, to ``[..., dim]``.
 Drift = Callable[[Tensor, Tensor], Tensor]
@@ -190,8 +197,7 @@ class Store:
             )
         for name, part in parts.items():
             check_finite(f"{name} of the store", part, "Leave such paths out.")
-        if bool((self.weights < 0).any()) or not bool(self.weights.sum() > 0):
-            raise ValueError("weights of the store are negative or all 0; expected >= 0, some above. Mend the weights.")
+        check_shares("weights of the store", self.weights)
 
     def _fits(self) -> bool:
         others = (self.log_ref, self.log_reward, self.weights)
@@ -226,13 +232,7 @@ class Exploration:
 
     def __post_init__(self) -> None:
         check_fading("noise", self.noise)
-        check_number("replayed", self.replayed, at_least=0, at_most=1)
-        if self.replay_until is not None:
-            check_counts(replay_until=self.replay_until)
-            if self.replayed == 0:
-                raise ValueError(
-                    f"replay_until is {self.replay_until} with nothing replayed; expected None. Leave it out."
-                )
+        check_replay(self.replayed, self.replay_until)
 
     def replayed_at(self, iteration: int) -> float:
         """Return the share of the batch that is replayed at an iteration."""
