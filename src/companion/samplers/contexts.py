@@ -120,7 +120,9 @@ class ContextNetwork(torch.nn.Module):
         return torch.cat([tokens.new_full((len(tokens), self.order - 1), self.letters), tokens], dim=1)
 
     def _logits(self, contexts: Tensor, states: Tensor | None, places: Tensor) -> Tensor:
-        hidden = sum(self.tokens[place][contexts[..., place]] for place in range(self.order))
+        rows = (contexts + torch.arange(self.order) * (self.letters + 1)).reshape(-1, self.order)
+        hidden = torch.nn.functional.embedding_bag(rows, self.tokens.flatten(0, 1), mode="sum")
+        hidden = hidden.reshape(*contexts.shape[:-1], -1)
         if self.wish is not None:
             hidden = hidden + self.wish[states]
         if self.length is not None:
