@@ -186,8 +186,9 @@ def test_the_posterior_is_a_law_at_every_node(case):
 def test_the_soft_value_of_every_beginning_is_that_of_the_list(case):
     """log Z before the first letter; zero from the end on; the same where the rest is not there yet."""
     posterior, expected = case.posterior, torch.zeros(len(case.texts), case.max_length + 2, dtype=torch.float64)
+    listed = {begun: case.value(begun) for begun in case.texts}
     for row, text in enumerate(case.texts):
-        expected[row, : len(text) + 1] = tensor([case.value(text[:i]) for i in range(len(text) + 1)])
+        expected[row, : len(text) + 1] = tensor([listed[text[:i]] for i in range(len(text) + 1)])
     assert agree(posterior.values(case.tokens), expected)
     for columns in range(1, case.max_length + 2):
         assert agree(posterior.values(case.tokens[:, :columns]), expected[:, :columns])
@@ -352,6 +353,7 @@ def test_a_score_and_a_floor_are_in_nats_and_kept_to_the_last_digit():
     assert wish.scored(NEVER, 0).log_reward(tokens, lengths).tolist() == [NEVER, 0.0, 0.0]
     assert wish.with_floor(-0.7).log_reward(tokens, lengths).tolist() == [0.0, -0.7, -0.7]
     assert wish.scored(-0.1, -5.0).with_floor(-0.7).log_reward(tokens, lengths).tolist() == [-0.1, -0.7, -0.7]
+    assert wish.scored(1.5, -5.0).with_floor(0.5).log_reward(tokens, lengths).tolist() == [1.5, 0.5, 0.5]
     assert wish.granted[wish.states(tokens)[:, -1]].tolist() == [True, False, False]
     assert wish.letters == 2
 
@@ -499,6 +501,15 @@ def test_a_network_told_of_wish_and_length_begins_as_the_one_without():
     assert without.tokens.data_ptr() != other.tokens.data_ptr()
 
 
+def test_the_first_weights_are_of_the_size_that_keeps_the_sums_near_one():
+    """The tables of all places together of variance one; the layers within one over the root of the width."""
+    made = ContextNetwork(26, generator(0), order=4, width=100)
+    assert abs(float(made.tokens.detach().var()) * 4 - 1) < 0.1
+    for layer in (made.rest[1], made.rest[3]):
+        for weight in layer.parameters():
+            assert 0.08 < float(weight.detach().abs().max()) <= 0.1
+
+
 def test_a_network_may_return_numbers_of_another_kind():
     """One for each column, such as a value."""
     made = ContextNetwork(2, generator(0), outputs=1)
@@ -540,7 +551,6 @@ def test_gradients_are_those_of_finite_differences(name, order):
 
 LAW = ListedLaw("ab", 2, 0)
 AB = automata.contains("b", letters="ab")
-POSTERIOR = automata.Posterior(LAW, AB, max_length=3)
 MOVES, SCORES = torch.tensor([[0, 1], [1, 0]]), tensor([0.0, NEVER])
 
 
@@ -559,7 +569,7 @@ class Shifted:
 
 
 def values(*rows) -> Tensor:
-    return POSTERIOR.values(torch.tensor(rows))
+    return posterior().values(torch.tensor(rows))
 
 
 def kl_to(law: automata.Law) -> Tensor:

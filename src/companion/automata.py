@@ -180,7 +180,7 @@ def _of_pattern(pattern: str, letters: str, *, before: bool, after: bool) -> Aut
     def step(state: frozenset[int], letter: int) -> frozenset[int]:
         moved = {i + 1 for i in state if i < size and pattern[i] in (".", letters[letter])}
         granted = after and size in state | moved  # whatever else is matched
-        return frozenset({size} if granted else moved | ({0} & state if before else set()))
+        return frozenset({size} if granted else moved | ({0} if before else set()))
 
     found = _reachable(frozenset({0}), len(letters), step)
     return _built(found, len(letters), step, [0.0 if size in state else -math.inf for state in found])
@@ -386,8 +386,7 @@ def _table(law: Law, automaton: Automaton, length: int) -> Tensor:
 def _successors(automaton: Automaton, contexts: int, order: int) -> Tensor:
     """The number of the node that each letter leads to, ``[contexts, states, letters]``."""
     letters, states = automaton.letters, len(automaton.moves)
-    index = torch.arange(contexts)
-    kept = index % letters ** (order - 1) if contexts == letters**order else index
+    kept = torch.remainder(torch.arange(contexts), letters ** (order - 1))  # of a shorter context, all of it
     context = kept[:, None] * letters + torch.arange(letters)
     return context[:, None, :] * states + automaton.moves[None]
 
