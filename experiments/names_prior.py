@@ -1,8 +1,9 @@
 """Trains the prior of the names: a small network that looks back three letters, by maximum likelihood (claim X4).
 
 Each first name of the 1990 census of the United States counts once, however frequent it is: of names by frequency a
-model would learn Mary and James. One name in ten is held out, and the likelihood of these stands beside that of the best
-additively smoothed model of as many letters. Read by chapter ``names-with-a-wish``.
+model would learn Mary and James. One name in ten is held out, and the likelihood of these stands beside that of counts
+with a pseudo-count, after as many letters. The number of iterations is the best of a few by that likelihood, and so is
+the pseudo-count. Read by chapter ``names-with-a-wish``.
 
 Source: the names are those that the package ``names`` ships.
 """
@@ -53,15 +54,15 @@ def split(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def network(task: dict, draws: torch.Generator | None = None) -> ContextNetwork:
     """The network before it is trained."""
-    return ContextNetwork(
-        len(automata.LETTERS), draws or torch.Generator(), order=task["order"], width=task["width"]
-    )
+    return ContextNetwork(len(automata.LETTERS), draws or torch.Generator(), order=task["order"], width=task["width"])
 
 
 def load() -> ContextNetwork:
     """The trained prior, to be left as it is."""
     arrays = read_arrays(RESULTS / "names_prior" / "prior.npz")
-    return network(TASKS[0]).with_weights({name: torch.from_numpy(a) for name, a in arrays.items()}).requires_grad_(False)
+    return (
+        network(TASKS[0]).with_weights({name: torch.from_numpy(a) for name, a in arrays.items()}).requires_grad_(False)
+    )
 
 
 def log_likelihood(rows: torch.Tensor, law) -> torch.Tensor:

@@ -279,6 +279,19 @@ def test_texts_are_drawn_by_their_behaviour_and_it_is_scored_exactly(name):
 
 
 @pytest.mark.claim("X4")
+def test_one_writer_writes_the_whole_of_a_text():
+    """Of two that differ in nearly every letter, drawn anew for each text and not for each token."""
+    writers = [Prefixes(LETTERS, MAX), Prefixes(LETTERS, MAX)]
+    with torch.no_grad():
+        for letter, model in enumerate(writers):
+            model.table[:, letter] = 3.0
+    sampler = made(*writers, prompts=None)
+    batch = sampler.draw(2000, generator(1), Writing(reference=0.5))
+    laws = laws_of(*writers, 1.0, 0.0, 0.5)
+    assert_drawn_by(batch, {pair: steps for pair, steps in laws.items() if pair[0] == 0})
+
+
+@pytest.mark.claim("X4")
 @pytest.mark.parametrize("name", MODELS)
 def test_a_copy_writes_as_the_policy_was_when_it_was_refreshed(name):
     """Every third iteration: with tied weights, with buffers that no checkpoint keeps, mixed with all else."""
@@ -387,8 +400,23 @@ def test_texts_are_replayed_as_often_as_their_weights_say_and_until_told():
     for pair, chance in (((0, ()), 0.1), ((1, (1, 0)), 0.2), ((0, (1, 1, 0)), 0.7)):
         assert abs(pairs.count(pair) / 5000 - chance) < 5 * math.sqrt(chance * (1 - chance) / 5000)
     assert torch.equal(sampler.draw(9, generator(2), behaviour, 4).states, made().draw(9, generator(2)).states)
-    alone = TextStore(*rows_of([(0, (1,))])[:1], tensor([1.0]))
-    assert read(made(prompts=None, store=alone).draw(2, generator(0), Writing(replayed=1.0))) == [(0, (1,))] * 2
+
+
+def test_a_stored_text_may_be_padded_with_any_token():
+    """What a value may look at is its end, again and again; of one prompt nobody need say which it is."""
+    sampler = made(prompts=None, store=TextStore(torch.tensor([[END, 1, END, 0, 1]]), tensor([1.0])))
+    batch = sampler.draw(2, generator(0), Writing(replayed=1.0))
+    assert read(batch) == [(0, (1,))] * 2 and batch.group is None
+    assert batch.states.tolist() == [[END, 1, END, END, END]] * 2
+
+
+def test_a_reward_is_asked_what_it_makes_of_padding_as_soon_as_there_is_some():
+    """Not at a batch of the longest texts, which have none."""
+    longest = TextStore(rows_of([(0, (1, 1, 0))])[0], tensor([1.0]))
+    sampler = made(reward=lambda tokens, lengths: tokens.double().sum(dim=1), prompts=None, store=longest)
+    sampler.draw(2, generator(0), Writing(replayed=1.0))
+    with pytest.raises(ValueError, match="looks past the end"):
+        sampler.draw(20, generator(0))
 
 
 @pytest.mark.claim("X4")
