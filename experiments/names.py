@@ -47,11 +47,12 @@ PRIMARY = {
     "vargrad": settings(objectives.VarGrad(BETA), SCHEDULE, EXPLORING),
     "trust-pcl": settings(None, replace(SCHEDULE, learned_rate=1e-2), EXPLORING) | {"sub_paths": SUB_PATHS},
     "reinforce-on-policy": settings(LEAVE_ONE_OUT, SCHEDULE),
-    "reinforce-off-policy": settings(objectives.Reinforce(BETA, weights="importance"), SCHEDULE, EXPLORING),
+    "reinforce-off-policy": settings(objectives.Reinforce(BETA, weights="tempered"), SCHEDULE, EXPLORING),
 }
 #: More methods: one claim says that the first is the second's twin; the likelihoods differ in what they are shown.
 OTHERS = {
     "trust-pcl-whole": settings(objectives.TrustPCL(1 / BETA), SCHEDULE, EXPLORING),
+    "reinforce-importance": settings(objectives.Reinforce(BETA, weights="importance"), SCHEDULE, EXPLORING),
     "published-baseline": settings(objectives.PublishedBaseline(kl_weight=0.01), SCHEDULE),
     "filtered": LIKELIHOOD | {"store": "granted"},
     "exact-samples": LIKELIHOOD | {"store": "posterior"},
@@ -101,7 +102,11 @@ class SoftValues(torch.nn.Module):
 
     def forward(self, batch):
         """``[batch, steps + 1]``."""
-        return self.network(batch.states).squeeze(2)
+        return self.of(batch.states)
+
+    def of(self, tokens: torch.Tensor) -> torch.Tensor:
+        """``[rows, columns]``; in the last column every text has ended."""
+        return torch.nn.functional.pad(self.network(tokens[:, :-1]).squeeze(2), (0, 1))
 
 
 def start(task: dict) -> tuple[TokenSampler, objectives.Objective, torch.Generator]:
@@ -181,7 +186,7 @@ def learned_measures(objective, history, posterior: automata.Posterior, draws: t
     value = getattr(objective, "value", None)
     if isinstance(value, objectives.Network):
         texts = automata.sample(posterior, posterior.automaton, 1000, draws, max_length=MAX_LENGTH)
-        exact, learned = posterior.values(texts), BETA * value.module.network(texts).squeeze(2)
+        exact, learned = posterior.values(texts), BETA * value.module.of(texts)
         alive = (texts == LETTERS).cumsum(dim=1) <= 1
         return {
             "log_z": learned[0, 0].item(),
