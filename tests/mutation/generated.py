@@ -109,6 +109,10 @@ def copy_of(root: Path) -> Path:
     for path in paths:
         (copied / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(root / path, copied / path)
+    # mutmut adds to its own copy of this copy and takes nothing away: only its verdicts and timings are kept.
+    for path in (copied / "mutants").rglob("*"):
+        if path.is_file() and path.suffix != ".meta" and path.name != "mutmut-stats.json":
+            path.unlink()
     return copied
 
 
@@ -188,7 +192,9 @@ def _killed(copied: Path) -> set[str]:
 
 
 def _mutmut(copied: Path, *arguments: str, quiet: bool = False) -> str:
-    call = "import sys; from mutmut.__main__ import cli; sys.argv[0] = 'mutmut'; cli()"
+    # tqdm's lock is shared by all processes: one that is killed while it holds it would leave the others waiting.
+    call = "import sys, threading, tqdm; tqdm.tqdm.set_lock(threading.RLock()); "
+    call += "from mutmut.__main__ import cli; sys.argv[0] = 'mutmut'; cli()"
     # One thread, as in `make test`: a fork of a process with more could hang.
     fixed = {"PYTHONPATH": sys.path[0], "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     command, output = [sys.executable, "-c", call, *arguments], subprocess.PIPE if quiet else None
