@@ -33,7 +33,7 @@ WISHES = {
     "rare": lambda: automata.contains("w"),
     "very rare": lambda: automata.product(automata.contains("q"), automata.ends_with("n")),
 }
-ITERATIONS = 1200
+ITERATIONS = 800
 SCHEDULE = Schedule(iterations=ITERATIONS, batch=256, rate=1e-2, learned_rate=1e-1, decay=Linear(since=ITERATIONS // 3))
 #: At first half of the texts are the prior's, and one token in twenty is any; both fade.
 FROM_PRIOR = Writing(reference=Fading(0.5, ITERATIONS // 4, ITERATIONS * 3 // 4))
@@ -69,7 +69,7 @@ BEHAVIOURS = {
     "rtb-replayed": settings(objectives.RTB(BETA), SCHEDULE, Writing(replayed=0.5)) | {"store": "prior"},
 }
 SEEDS = range(5)
-PLANS = ((PRIMARY, WISHES, SEEDS), (OTHERS, WISHES, SEEDS[:3]), (BEHAVIOURS, ("very rare",), SEEDS[:3]))
+PLANS = ((PRIMARY, WISHES, SEEDS), (OTHERS, ("frequent", "very rare"), SEEDS[:3]), (BEHAVIOURS, ("very rare",), SEEDS[:3]))
 TASKS = [
     {
         "name": f"{name}-{wished}-{seed}".replace(" ", "-"),

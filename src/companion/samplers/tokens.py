@@ -234,24 +234,28 @@ class TokenSampler:
         prompt = torch.randint(len(self.prompts), (n // self.group_size,), generator=generator)
         prompt = prompt.repeat_interleave(self.group_size)
         share = at(behaviour.reference, iteration)
-        borrowed = torch.rand(n, 1, generator=generator) < share if share else None
-        writer = self.policy if behaviour.refresh is None else self.copy
+        borrowed = torch.rand(n, generator=generator) < share
+        own = self.policy if behaviour.refresh is None else self.copy
+        writers = ((own, behaviour, prompt[~borrowed]), (self.reference, Writing(), prompt[borrowed]))
         with torch.no_grad():
-            tokens, place = self._begun(prompt), self.prompt_lengths[prompt]
-            readers = [_Reader(model, tokens, place) for model in ((writer, self.reference) if share else (writer,))]
-            alive = torch.ones(n, dtype=torch.bool)
-            while bool(alive.any()):
-                chances = _mixed(readers[0].logits, behaviour, iteration).exp()
-                if borrowed is not None:
-                    chances = torch.where(borrowed, readers[1].logits.softmax(dim=1), chances)
-                check_finite("the probability of the next token", chances, "Lower the rate of training.")
-                drawn = torch.multinomial(chances, 1, generator=generator).squeeze(1)
-                drawn = torch.where(alive & (place <= self.max_length), drawn, self.end)
-                tokens = torch.where(torch.arange(tokens.shape[1]) == place[:, None], drawn[:, None], tokens)
-                alive, place = alive & (drawn != self.end), place + alive.long()
-                for reader in readers if bool(alive.any()) else []:
-                    reader.read(tokens, drawn, place)
-        return tokens, prompt
+            written = [self._written(*writer, generator, iteration) for writer in writers if len(writer[2])]
+        return torch.cat(written), torch.cat([prompt[~borrowed], prompt[borrowed]])
+
+    def _written(
+        self, model: Any, behaviour: Writing, prompt: Tensor, generator: torch.Generator, iteration: int
+    ) -> Tensor:
+        tokens, place = self._begun(prompt), self.prompt_lengths[prompt]
+        reader, alive = _Reader(model, tokens, place), torch.ones(len(prompt), dtype=torch.bool)
+        while True:
+            chances = _mixed(reader.logits, behaviour, iteration).exp()
+            check_finite("the probability of the next token", chances, "Lower the rate of training.")
+            drawn = torch.multinomial(chances, 1, generator=generator).squeeze(1)
+            drawn = torch.where(alive & (place <= self.max_length), drawn, self.end)
+            tokens = torch.where(torch.arange(tokens.shape[1]) == place[:, None], drawn[:, None], tokens)
+            alive, place = alive & (drawn != self.end), place + alive.long()
+            if not bool(alive.any()):
+                return tokens
+            reader.read(tokens, drawn, place)
 
     def _begun(self, prompt: Tensor) -> Tensor:
         tokens = torch.full((len(prompt), self.max_length + 2), self.end)
