@@ -69,7 +69,8 @@ BEHAVIOURS = {
     "rtb-replayed": settings(objectives.RTB(BETA), SCHEDULE, Writing(replayed=0.5)) | {"store": "prior"},
 }
 SEEDS = range(5)
-PLANS = ((PRIMARY, WISHES, SEEDS), (OTHERS, ("frequent", "very rare"), SEEDS[:3]), (BEHAVIOURS, ("very rare",), SEEDS[:3]))
+FEW = SEEDS[:3]
+PLANS = ((PRIMARY, WISHES, SEEDS), (OTHERS, ("frequent", "very rare"), FEW), (BEHAVIOURS, ("very rare",), FEW))
 TASKS = [
     {
         "name": f"{name}-{wished}-{seed}".replace(" ", "-"),
