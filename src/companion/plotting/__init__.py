@@ -15,6 +15,7 @@ from companion.plotting.tables import cells, grid, vocabularies
 # fmt: off
 __all__ = [
     "COLOURS", "CYCLE", "MARKERS", "Page", "bands", "bars", "cells", "clouds", "curves_with_points", "fields", "graph",
-    "grid", "lines", "machine", "mode_grids", "panels", "path_slider", "scatter", "vocabularies", "weights_with_intervals",
+    "grid", "lines", "machine", "mode_grids", "panels", "path_slider", "scatter", "vocabularies",
+    "weights_with_intervals",
 ]
 # fmt: on
