@@ -111,7 +111,7 @@ class Automaton:
         return torch.where(tokens < self.letters, moved, states)
 
     def log_reward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """Return log r(x) of rows of tokens, ``[rows]``, float64: a reward for :class:`TokenSampler`.
+        """Return log r(x) of rows of tokens, ``[rows]``, float64: a reward for a token sampler.
 
         ``lengths``, ``[rows]``, is the number of tokens of each row, with those that begin and end it: what stands
         beyond is not read. Raises ``ValueError`` as :meth:`states`.
@@ -206,6 +206,7 @@ def _built(found: list[_State], letters: int, after: Callable[[_State, int], _St
 class Law(Protocol):
     """A law of texts that looks back a fixed number of letters, and may know the length and an automaton's state."""
 
+    #: How many letters it looks back.
     order: int
 
     def table(self, length: int) -> Tensor:

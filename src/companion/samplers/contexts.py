@@ -21,7 +21,7 @@ from companion.validation import check_generator, check_positive_integers
 
 
 class ContextNetwork(torch.nn.Module):
-    """Logits of the next token, from the last ``order`` tokens: a module for :class:`TokenSampler`.
+    """Logits of the next token, from the last ``order`` tokens: a module for a token sampler.
 
     Args:
         letters: A; the token A begins, ends and pads.
