@@ -134,6 +134,11 @@ test-peers: $(READY) ## record the peers' losses afresh, in environments of thei
 experiments: $(READY) ## run every study whose results are not there: make experiments [WORKERS=...]
 	$(ONE_THREAD) $(BIN)/python -m experiments --workers $(WORKERS)
 
+.PHONY: live
+live: $(READY) ## run a chapter's longer check, and show it beside what is stored: make live NAME=names-with-a-wish
+	@if [ -z '$(NAME)' ]; then echo "Which chapter? For example: make live NAME=names-with-a-wish"; exit 2; fi
+	$(ONE_THREAD) $(BIN)/python -m experiments.live '$(NAME)'
+
 # The peer has an environment of its own; everything else runs in ours.
 .PHONY: bench
 bench: $(READY) ## time a training step beside torchgfn's, and write the page on speed: make bench [THREADS=2]

@@ -1,4 +1,4 @@
-"""Bad input of every kind, given to every public function of the objectives, and what the refusal says.
+"""Bad input of every kind, given to every public function of the objectives and to token samplers, and the refusals.
 
 A refusal is a ``ValueError`` in two sentences or more: what was given and what was expected; then what to do.
 """
@@ -12,9 +12,11 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
-from inputs import tensor
+from inputs import generator, tensor
+from toys.writers import Prefixes, Recurrent, Transformer
 
-from companion import reinforce, rtb, trust_pcl
+from companion import reinforce, rtb, samplers, trust_pcl
+from companion.samplers import TextStore, TokenSampler, Writing, resampled_prior_texts
 
 PATHS, STEPS = 3, 2
 #: The last sentence of a refusal begins with one of these.
@@ -427,6 +429,15 @@ def test_an_entry_beyond_the_end_of_a_path_is_refused_in_every_per_step_input(na
     refuses(name, f"{shown} is 0.5 at [1, 1]", "after 1 step(s)", "Put zeros there", **padded, **given)
 
 
+@pytest.mark.parametrize("name", takes("steps"))
+def test_the_docstring_says_what_is_refused_beyond_the_end_of_a_path(name):
+    """Where a path is padded a loss must say with what; every per-step input of each is in the test above."""
+    rule = "zeros from a path's end on; given ``steps``, a nonzero entry there is refused"
+    assert rule in " ".join(FUNCTIONS[name][0].__doc__.split())
+    per_step = [a for a, value in FUNCTIONS[name][1].items() if is_tensor(a, value) and value.ndim == 2]
+    assert per_step and set(per_step) <= set(BEYOND)
+
+
 @pytest.mark.parametrize("name", WEIGHTED)
 def test_a_behaviour_that_is_missing_or_that_nothing_uses_is_refused(name):
     """weights="none" is the default."""
@@ -557,3 +568,222 @@ def test_a_penalty_that_overflows_is_refused_and_not_made_a_gradient():
     for name in ("reinforce.kl_loss", "reinforce.critic_loss"):
         refuses(name, "the return less the KL penalty", "a larger beta", beta=1e-310)
     refuses("reinforce.kl_estimator", "k1 holds", kind="k1", log_pi=PER_STEP * 5e307, log_ref=REFERENCE * -8e307)
+
+
+# Token samplers: two letters, token 2 begins and ends, texts of at most three letters, with and without a first one.
+
+PROMPTS = torch.tensor([[2, 2], [2, 0]])
+ROWS, OF = torch.tensor([[2, 1, 0, 2, 2], [2, 0, 1, 0, 2]]), torch.tensor([0, 1])
+
+
+def ends(tokens, lengths):
+    """A reward that reads the length alone."""
+    return lengths.double()
+
+
+def writer(policy=None, reference=None, reward=ends, **options) -> TokenSampler:
+    """A good sampler, but for what is changed."""
+    options = {"end": 2, "max_length": 3, "prompts": PROMPTS} | options
+    reference = Prefixes(2, 3).requires_grad_(False) if reference is None else reference
+    return TokenSampler(Prefixes(2, 3) if policy is None else policy, reference, reward, **options)
+
+
+def draws(behaviour=None, n=8, **options):
+    """Eight texts of such a sampler."""
+    return writer(**options).draw(n, generator(0), behaviour)
+
+
+def store(tokens=ROWS, weights=(1.0, 2.0), prompt=OF) -> TextStore:
+    """A good store, but for what is changed."""
+    return TextStore(tokens, tensor(weights) if isinstance(weights, tuple) else weights, prompt)
+
+
+def scored(tokens=ROWS, prompt=OF, **options) -> torch.Tensor:
+    """The log-probability of rows."""
+    sampler = writer(**options)
+    return sampler.log_prob(sampler.policy, tokens, prompt)
+
+
+class Answering(torch.nn.Module):
+    """A model, or the two halves of its cache, of which one answers otherwise."""
+
+    def __init__(self, forward=None, begin=None, advance=None):
+        super().__init__()
+        self.inner, self.changed = Transformer(3, 5, generator(1)), (forward, begin, advance)
+
+    def forward(self, tokens):
+        return self.changed[0](self.inner, tokens) if self.changed[0] else self.inner(tokens)
+
+    def begin(self, tokens, lengths):
+        return (self.changed[1] or Transformer.begin)(self.inner, tokens, lengths)
+
+    def advance(self, tokens, cache):
+        return (self.changed[2] or Transformer.advance)(self.inner, tokens, cache)
+
+
+def both_ways(inner, tokens):
+    """Logits of what was read from the end."""
+    return inner(tokens.flip(1)).flip(1)
+
+
+def to_the_last(inner, tokens, lengths):
+    """Reads what stands beyond the length, too."""
+    return inner.begin(tokens, lengths + 1)
+
+
+def forgetful(inner, tokens, cache):
+    """Keeps nothing of the token that it reads."""
+    keys, values, places = cache
+    return inner.advance(tokens, (0 * keys, values, places))
+
+
+def shared() -> TokenSampler:
+    """A reference that is the policy."""
+    model = Recurrent(3, generator(0))
+    return writer(model, model)
+
+
+def past(tokens, lengths):
+    """A reward that reads what pads."""
+    return tokens.double().sum(dim=1)
+
+
+def after_a_prompt(tokens, lengths):
+    """A reward that pays nothing for a text that begins with letter 0, as those of the second prompt do."""
+    return torch.where(tokens[:, 1] == 0, -math.inf, 0.0)
+
+
+WIDE = torch.full((2, 6), 2)
+TOKENS = {
+    "tokens that are a list": (lambda: scored(ROWS.tolist()), "tokens is list"),
+    "tokens of floats": (lambda: scored(ROWS.double()), r"tokens is torch.float64 \(2, 5\)"),
+    "tokens of one row": (lambda: scored(ROWS[0]), r"tokens is torch.int64 \(5,\)"),
+    "a token outside the vocabulary": (lambda: scored(ROWS + (ROWS == 1) * 2), "tokens go from 0 to 3"),
+    "a token below zero": (lambda: scored(ROWS - 3 * (ROWS == 1)), "tokens go from -2 to 2"),
+    "rows of another width": (lambda: scored(WIDE), r"tokens is \(2, 6\), of other rows; expected \[rows, 5\]"),
+    "narrow rows": (lambda: scored(ROWS[:, :4]), r"tokens is \(2, 4\), of other rows"),
+    "a row without an end": (lambda: scored(ROWS.clone().fill_(0), OF * 0 + 1), "of other rows"),
+    "a row of another prompt": (lambda: scored(ROWS.flip(0)), "of other rows"),
+    "rows of nobody knows which prompt": (lambda: scored(prompt=None), r"prompt is None; expected int64 \[2\], 0 to 1"),
+    "a prompt that is not there": (lambda: scored(prompt=OF + 1), "prompt is tensor"),
+    "a prompt below zero": (lambda: scored(prompt=OF - 1), "prompt is tensor"),
+    "prompts of floats": (lambda: scored(prompt=OF.double()), "prompt is tensor"),
+    "too few prompts": (lambda: scored(prompt=OF[:1]), "prompt is tensor"),
+    "prompts in a list": (lambda: scored(prompt=[0, 1]), r"prompt is \[0, 1\]"),
+    "no prompt": (lambda: writer(prompts=torch.zeros(0, 1, dtype=torch.int64)), "prompts is tensor"),
+    "a prompt alone": (lambda: writer(prompts=PROMPTS[0]), "prompts is tensor"),
+    "prompts as text": (lambda: writer(prompts="ab"), "prompts is 'ab'"),
+    "prompts that are too long": (lambda: writer(prompts=WIDE), "prompts has 6 columns; expected at most 4"),
+    "a prompt outside the vocabulary": (
+        lambda: writer(Recurrent(3, generator(0)), prompts=PROMPTS + 9),
+        "from 2 to 11",
+    ),
+    "prompts of numbers": (lambda: writer(prompts=PROMPTS.double()), "torch.float64"),
+    "an end outside the vocabulary": (lambda: writer(end=3), "tokens go from 0 to 3; expected 0 to 2"),
+    "an end below zero": (lambda: writer(end=-1), "end is -1"),
+    "no length": (lambda: writer(max_length=0), "max_length is 0"),
+    "no group": (lambda: writer(group_size=0), "group_size is 0"),
+    "a policy of another shape": (
+        lambda: writer(lambda tokens: torch.zeros(len(tokens), 3)),
+        r"policy returns \(1, 3\); expected \[batch, columns, vocabulary\]",
+    ),
+    "a policy that skips a column": (
+        lambda: writer(lambda tokens: torch.zeros(len(tokens), tokens.shape[1] - 1, 3)),
+        r"policy returns \(1, 3, 3\)",
+    ),
+    "a reference that returns a pair": (
+        lambda: writer(reference=lambda tokens: (tokens, 1)),
+        "reference returns tuple",
+    ),
+    "a policy that looks ahead": (lambda: writer(Answering(both_ways)), "policy looks ahead"),
+    "a reference that looks ahead": (lambda: writer(reference=Answering(both_ways)), "reference looks ahead"),
+    "two vocabularies": (lambda: writer(reference=Recurrent(4, generator(0))), "policy and reference know {.*} tokens"),
+    "a cache that reads too far": (
+        lambda: writer(Answering(None, to_the_last)),
+        "policy returns other logits from begin",
+    ),
+    "a cache that forgets": (
+        lambda: writer(reference=Answering(None, None, forgetful)),
+        "reference returns other logits from begin and advance",
+    ),
+    "a policy that is a class": (lambda: writer(Prefixes), "policy is <class"),
+    "a reward that is a number": (lambda: writer(reward=5.0), "log_reward is 5.0"),
+    "a reward that looks past the end": (lambda: draws(reward=past), "log_reward looks past the end"),
+    "a reward that is NaN": (lambda: draws(reward=lambda x, n: n * math.nan), "log_reward holds NaN"),
+    "a reward without bounds": (lambda: draws(reward=lambda x, n: n / 0.0), "log_reward holds NaN or .inf"),
+    "a column of rewards": (lambda: draws(reward=lambda x, n: n[:, None].double()), r"log_reward is \(8, 1\)"),
+    "rewards of integers": (lambda: draws(reward=lambda x, n: n), r"log_reward is \(8,\); expected floats"),
+    "rewards in a list": (lambda: draws(reward=lambda x, n: [1.0] * len(n)), "log_reward is list"),
+    "no text": (lambda: draws(n=0), "n is 0"),
+    "no generator": (lambda: writer().draw(8, None), "generator is None"),
+    "a behaviour of another sampler": (lambda: draws(samplers.Exploration(0.5)), "behaviour is Exploration"),
+    "refreshed without a copy": (lambda: draws(Writing(refresh=3)), "no copy of the policy"),
+    "replayed without a store": (lambda: draws(Writing(replayed=0.5)), "replayed is above 0, but there is no store"),
+    "a group that is not whole": (lambda: draws(group_size=3), "n is 8 fresh texts; expected a multiple of 3"),
+    "a group that is replayed in part": (
+        lambda: draws(Writing(replayed=0.3), store=store(), group_size=4),
+        "n is 6 fresh texts; expected a multiple of 4",
+    ),
+    "a store that is a list": (lambda: writer(store=[1]), "store is a list"),
+    "a store of other rows": (lambda: writer(store=store(WIDE)), r"tokens is \(2, 6\), of other rows"),
+    "a store of other prompts": (lambda: writer(store=store(prompt=OF.flip(0))), "of other rows"),
+    "a store of prompts that are not there": (lambda: writer(store=store(prompt=OF + 1)), "prompt is tensor"),
+    "a store of nobody knows which prompts": (lambda: writer(store=store(prompt=None)), "prompt is None"),
+    "stored floats": (lambda: store(ROWS.double()), "tokens is torch.float64"),
+    "a stored row": (lambda: store(ROWS[0]), "tokens is torch.int64"),
+    "a weight too few": (lambda: store(weights=(1.0,)), r"weights of the store is \(1,\); expected \[texts\], 2"),
+    "weights in a list": (lambda: store(weights=[1.0, 2.0]), "weights of the store is list"),
+    "whole weights": (lambda: store(weights=torch.tensor([1, 2])), "weights of the store are no floats"),
+    "a weight below zero": (lambda: store(weights=(1.0, -1.0)), "negative or all 0"),
+    "weights of zero": (lambda: store(weights=(0.0, 0.0)), "negative or all 0"),
+    "a weight that is NaN": (lambda: store(weights=(1.0, math.nan)), "weights of the store holds 1"),
+    "a prompt too few": (lambda: store(prompt=OF[:1]), r"prompt of the store is \(1,\)"),
+    "a policy without weights": (lambda: writer(lambda x: Prefixes(2, 3)(x)).parameters(), "policy is a function"),
+    "a module without weights": (lambda: writer(Prefixes(2, 3).forward).parameters(), "policy is a method"),
+    "a copy of a function": (lambda: writer(lambda x: Prefixes(2, 3)(x), lagged=True), "policy is a function"),
+    "a reference that is trained": (lambda: shared().parameters(), "policy and reference share"),
+    "a reference of another dtype": (
+        lambda: writer(reference=Prefixes(2, 3).float()).parameters(),
+        "dtypes and devices are .*float64.*float32",
+    ),
+    "epsilon above one": (lambda: Writing(epsilon=1.5), "epsilon is 1.5"),
+    "epsilon below zero": (lambda: Writing(epsilon=samplers.Fading(2.0, 0, 4)), "epsilon is 2.0"),
+    "epsilon as text": (lambda: Writing(epsilon="0.5"), "epsilon is '0.5'"),
+    "no temperature": (lambda: Writing(temperature=0.0), "temperature is 0.0"),
+    "a share above one": (lambda: Writing(reference=1.1), "reference is 1.1"),
+    "a share below zero": (lambda: Writing(reference=-0.1), "reference is -0.1"),
+    "never refreshed": (lambda: Writing(refresh=0), "refresh is 0"),
+    "refreshed at fractions": (lambda: Writing(refresh=2.5), "refresh is 2.5"),
+    "more replayed than all": (lambda: Writing(replayed=1.5), "replayed is 1.5"),
+    "an end of what never begins": (lambda: Writing(replay_until=5), "replay_until is 5 with nothing replayed"),
+    "an end before the start": (lambda: Writing(replayed=0.5, replay_until=-1), "replay_until is -1"),
+    "resampled by no power": (lambda: resampled_prior_texts(writer(), 8, generator(0), beta=0), "beta is 0"),
+    "no text resampled": (lambda: resampled_prior_texts(writer(), 0, generator(0)), "n is 0"),
+    "resampled from nowhere": (lambda: resampled_prior_texts(writer(), 8, None), "generator is None"),
+    "no whole group resampled": (
+        lambda: resampled_prior_texts(writer(group_size=3), 8, generator(0)),
+        "n is 8 fresh texts",
+    ),
+    "a prompt never drawn": (lambda: resampled_prior_texts(writer(), 1, generator(0)), "Of 0 texts of prompt . none"),
+    "a prompt whose texts have no reward": (
+        lambda: resampled_prior_texts(writer(reward=after_a_prompt), 40, generator(0)),
+        r"Of \d+ texts of prompt 1 none has a reward",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TOKENS)
+def test_a_token_sampler_refuses(name):
+    """What was given and what was expected; then what to do."""
+    call, words = TOKENS[name]
+    with pytest.raises(ValueError, match=words) as refusal:
+        call()
+    assert re.search(r"expected .*\. [A-Z][a-z]+", str(refusal.value), re.DOTALL)
+
+
+def test_the_input_from_which_each_bad_one_differs_is_accepted():
+    """Sampler, store, rows, and the cache that one answer of each liar changes."""
+    assert scored(store=store(), lagged=True).shape == (2, 4)
+    assert draws(Writing(0.1, 2.0, 0.3, 2, 0.5, 3), store=store(), lagged=True, group_size=4).log_pi.shape == (8, 4)
+    assert len(writer(Answering(), Answering()).draw(8, generator(0)).steps) == 8
+    assert len(resampled_prior_texts(writer(group_size=2), 8, generator(0)).weights) == 8

@@ -19,7 +19,7 @@ ALLOWED = {"torch", "typing", "companion.validation"}
 RANKS = [
     {"companion", "companion.validation", "companion.plain", "companion.records"},
     {"companion.rtb", "companion.trust_pcl", "companion.reinforce", "companion.optimisers"},
-    {"companion.mdp", "companion.targets", "companion.samplers"},
+    {"companion.mdp", "companion.targets", "companion.automata", "companion.samplers"},
     {"companion.objectives", "companion.metrics", "companion.statistics"},
     {"companion.training"},
 ]

@@ -47,6 +47,13 @@ FIGURES = {
     "graph": lambda: plotting.graph(DETOUR, states=["s0", "s1", "s2"], edges=["e0", "e1", "e2"], names={2: "x"}),
     "grid": lambda: plotting.grid(SHADES, rows=["r1", "r2"], columns=["c1", "c2", "c3"], labels=LABELS, title="table"),
     "lines": lambda: plotting.lines(XS, {"a": XS, "b": [0, 1, 2, 3]}, mark={"m": (0, 1)}, **PAIR),
+    "machine": lambda: plotting.machine(
+        torch.tensor([[0, 1], [1, 0]]),
+        [(0, 1), (1, 0)],
+        names=["even", "odd"],
+        letters="ab",
+        granted=torch.tensor([False, True]),
+    ),
     "mode_grids": lambda: plotting.mode_grids(MODES, {"p": tensor([0.25, 0.75])}, kept=torch.tensor([True, False])),
     "scatter": lambda: plotting.scatter({"a": (XS, 2 * XS + 1)}, slopes={"a": (2.0, 1.0)}, **PAIR),
     "vocabularies": lambda: plotting.vocabularies([("flow", "F(s)", "value"), ("reward", "r(x)", "return")]),
@@ -75,6 +82,18 @@ def test_a_graph_places_each_state_at_its_longest_distance_from_the_root():
     assert [places[state] for state in ("s0", "s1", "s2")] == [(0, -0.5), (1, -0.5), (2, -0.5)]
     assert places["x"] == places["s2"]
     assert {line.get_ydata()[10] for line in axes.get_lines()} == {-0.5, -0.5 - 2.2 / 4}
+
+
+def test_an_automaton_has_a_box_for_each_state_and_an_arrow_for_letters_that_lead_to_one_state():
+    """Thick where the wish is granted; four letters or more of one arrow are "other"."""
+    (axes,) = FIGURES["machine"]().axes
+    assert [text.get_text() for text in axes.texts if text.get_text()] == ["even", "odd", "a", "b", "b", "a"]
+    assert [text.get_bbox_patch().get_linewidth() for text in axes.texts[:2]] == [1, 3]
+    assert sum(text.arrow_patch is not None for text in axes.texts if not text.get_text()) == 4
+    one = {"names": ["all"], "granted": torch.tensor([True])}
+    for letters, label in (("abc", "a, b, c"), ("abcd", "other")):
+        (axes,) = plotting.machine(torch.zeros(1, len(letters)).long(), [(0, 0)], letters=letters, **one).axes
+        assert axes.texts[-1].get_text() == label
 
 
 def test_fields_have_a_panel_for_each_direction_with_its_title_labels_and_ranges():
@@ -136,6 +155,8 @@ def test_weights_stand_at_their_means():
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["target", "RTB", "REINFORCE"]
     heights = [container.lines[0].get_ydata().tolist() for container in axes.containers[1:]]
     assert np.allclose(heights, [[0.3, 0.7], [0.3, 0.7]])
+    (bare,) = plotting.weights_with_intervals(["a", "b"], None, WEIGHTS, xlabel="wish", ylabel="KL").axes
+    assert not bare.patches and (bare.get_xlabel(), bare.get_ylabel()) == ("wish", "KL")
 
 
 def test_a_band_reaches_from_the_least_run_to_the_greatest_around_their_mean():

@@ -10,7 +10,7 @@ import pytest
 import test_book
 from test_book import CHAPTERS, read
 
-from companion.claims import notebook
+from companion.claims import chapter_titles, notebook
 
 ROOT = Path(__file__).parents[1]
 REGISTRY = "src/companion/claims/registry"
@@ -74,10 +74,11 @@ def test_a_begun_chapter_builds_with_every_warning_an_error(project, begun):
 
 
 def test_a_planned_chapter_keeps_its_number_and_title_and_its_claims_stay_planned(project):
-    done = scaffold(project, "names-with-a-wish")
+    slug = next(chapter for chapter in chapter_titles() if notebook(ROOT, chapter) is None)
+    done = scaffold(project, slug)
     assert done.returncode == 0, done.stderr
-    (path,) = (project / REGISTRY).glob("??-names-with-a-wish.toml")
-    assert notebook(project, "names-with-a-wish").stem == path.stem
+    (path,) = (project / REGISTRY).glob(f"??-{slug}.toml")
+    assert notebook(project, slug).stem == path.stem
     before = (ROOT / REGISTRY / path.name).read_text()
     assert path.read_text().replace("planned = true\n", "") == before.replace("planned = true\n", "")
     assert path.read_text().count("planned = true") == before.count("\nevidence = ")

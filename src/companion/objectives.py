@@ -381,6 +381,23 @@ class PublishedBaseline:
 
 @storable
 @dataclass(frozen=True)
+class MaximumLikelihood:
+    """Minus the log-likelihood of the paths drawn: supervised, filtered or reward-weighted, by what draws them.
+
+    Source: standard. Used in chapter ``names-with-a-wish``.
+    """
+
+    def parameters(self, like: Tensor) -> list[Tensor]:
+        """Return nothing: nothing is learned beside the policy."""
+        return []
+
+    def loss(self, batch: Batch, learned: Sequence[Tensor]) -> Tensor:
+        """Return minus the mean log-likelihood of a path."""
+        return -batch.log_pi.sum(dim=1).mean()
+
+
+@storable
+@dataclass(frozen=True)
 class Annealed:
     """Another objective whose inverse temperature rises over the first iterations, from nearly nothing to its own.
 

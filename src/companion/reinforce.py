@@ -66,7 +66,7 @@ def kl_loss(
             its share of the batch.
         clip: largest distance, > 0, of a path's return from the mean of its group or batch, in nats (beta times the
             unit of the return). It is applied before the baseline; None clips nothing.
-        group, steps: as the module says; shorter paths are padded with zeros in every per-step input.
+        group, steps: as the module says; zeros from a path's end on; given ``steps``, a nonzero entry there is refused.
 
     Returns:
         A scalar, in units of log r(x) times nats.
@@ -112,8 +112,9 @@ def critic_loss(
     the baseline is ``value.detach()``.
 
     Args:
-        log_pi, log_ref, log_reward, beta, log_behaviour, weights, group, steps: as in :func:`kl_loss`, padding too; but
-            no gradient flows into ``log_pi``, and without weights ``group`` is checked, no more.
+        log_pi, log_ref, log_reward, beta, log_behaviour, weights, group, steps: as in :func:`kl_loss`, but no gradient
+            flows into ``log_pi``, and without weights ``group`` is only checked. Padding:
+            zeros from a path's end on; given ``steps``, a nonzero entry there is refused.
         value: 0-d, or ``[batch]`` with one per condition; V(s_0) in units of log r(x). Keeps its gradient.
 
     Returns:
@@ -141,7 +142,7 @@ def kl_estimator(log_pi: Tensor, log_ref: Tensor, *, kind: str, steps: Tensor | 
         log_pi: ``[batch, steps]``, nats. Keeps its gradient.
         log_ref: ``[batch, steps]``, nats. A constant.
         kind: ``"k1"``, ``"k2"`` or ``"k3"``.
-        steps: as the module says; shorter paths are padded with zeros.
+        steps: true lengths: zeros from a path's end on; given ``steps``, a nonzero entry there is refused.
 
     Returns:
         ``[batch, steps]``, nats; zero in padding.
@@ -183,7 +184,7 @@ def published_baseline_loss(
         log_ref: ``[batch, steps]``, nats. A constant.
         log_reward: ``[batch]``, log r(x); -inf, a zero reward, is allowed. A constant.
         kl_weight: weight of the squared log-ratio, >= 0.
-        group, steps: as the module says; shorter paths are padded with zeros.
+        group, steps: as the module says; zeros from a path's end on; given ``steps``, a nonzero entry there is refused.
 
     Raises:
         ValueError: as :func:`kl_loss` (but for -inf rewards), for a negative weight, or for rewards that overflow.

@@ -47,7 +47,7 @@ def residual(
         log_reward: ``[batch]``, log r(x) of the state each path ends in, finite. A constant.
         log_z: 0-d, or ``[batch]`` with one per condition; log Z. Keeps its gradient.
         beta: inverse temperature, > 0; 1/alpha in the notation of chapter ``kl-regularised-rl``.
-        steps: as the module says; shorter paths are padded with zeros in ``log_pi`` and ``log_ref``.
+        steps: true lengths: zeros from a path's end on; given ``steps``, a nonzero entry there is refused.
 
     Returns:
         ``[batch]``, in nats; zero for every path exactly when the policy samples p_ref(tau) r(x)^beta / Z.
@@ -74,8 +74,8 @@ def loss(
 ) -> Tensor:
     """Return half the mean squared RTB residual, a scalar in nats squared.
 
-    Arguments, padding and errors as in :func:`residual`. The paths may come from any behaviour. Without a statistic of
-    the batch ``group`` is checked, no more: the keywords of a batch can be passed to any loss.
+    Arguments, padding (zeros from a path's end on; given ``steps``, a nonzero entry there is refused) and errors as in
+    :func:`residual`. The paths may come from any behaviour. Without a statistic of the batch ``group`` is only checked.
 
     Source: Venkatraman et al. (2024), equation (9), there without the half and at beta = 1.
     Derived in chapter ``relative-trajectory-balance``.
@@ -96,7 +96,8 @@ def vargrad_loss(
 ) -> Tensor:
     """Return half the batch variance of the RTB residual, a scalar in nats squared: RTB with the batch's best log Z.
 
-    Arguments, padding and errors as in :func:`residual`, without ``log_z``, with at least two paths (of each group).
+    Arguments, padding (zeros from a path's end on; given ``steps``, a nonzero entry there is refused) and errors as in
+    :func:`residual`, without ``log_z``, with at least two paths (of each group).
     The variance is divided by n, not n - 1: it is the minimum of :func:`loss` over a scalar ``log_z`` (of each group).
 
     Source: Richter et al. (2020), VarGrad; Zhang et al. (2023) for log Z from the batch; Venkatraman et al. (2024),
@@ -120,11 +121,11 @@ def sub_trajectory_residual(
     Args:
         log_pi: ``[batch, steps]``, nats. Keeps its gradient.
         log_ref: ``[batch, steps]``, nats. A constant.
-        log_flow: ``[batch, steps + 1]``, nats; log F(s_t), with ``beta * log_reward`` last, and, for a path padded
-            with zeros in ``log_pi`` and ``log_ref``, from its end on. Keeps its gradient.
+        log_flow: ``[batch, steps + 1]``, nats; log F(s_t), with ``beta * log_reward`` last, and from the end of a
+            padded path on: given ``steps``, a change there is refused too. Keeps its gradient.
         start: index of the first state.
         stop: index of the last state, ``0 <= start < stop <= columns``.
-        steps: as in :func:`residual`; with it, a ``log_flow`` that changes beyond a path's end is refused too.
+        steps: true lengths: zeros from a path's end on; given ``steps``, a nonzero entry there is refused.
 
     Returns:
         ``[batch]``, in nats.

@@ -43,8 +43,7 @@ def residual(
     """Return the path-consistency residual of each path, on the transitions from ``start`` to ``stop``, not included.
 
     It is ``-V[start] + gamma^d V[stop] + sum_i gamma^i (R - (entropy_weight + kl_weight) log_pi + kl_weight log_ref)``,
-    with ``d = stop - start`` and i counted from 0 at ``start``. Shorter paths are padded with zeros in every per-step
-    input; their ``values`` are zero from their end on.
+    with ``d = stop - start`` and i counted from 0 at ``start``.
 
     Args:
         log_pi: ``[batch, steps]``, nats; log-probability of each action under the policy trained. Keeps its gradient.
@@ -56,7 +55,7 @@ def residual(
         gamma: discount, ``0 < gamma <= 1``.
         start: index of the first state.
         stop: index of the last state; the end of the path by default.
-        steps: as the module says; a value at or after a path's end that is not zero is refused too.
+        steps: zeros from a path's end on; given ``steps``, a nonzero entry there is refused, ``values`` too.
 
     Returns:
         ``[batch]``, in units of reward; zero on every transition exactly at the optimal policy and soft values.
@@ -116,8 +115,8 @@ def loss(
 ) -> Tensor:
     """Return half the mean squared path-consistency residual, a scalar in units of reward squared.
 
-    Arguments, padding and errors as in :func:`residual`. The paths may come from any behaviour. Without a statistic of
-    the batch ``group`` is checked, no more: the keywords of a batch can be passed to any loss.
+    Arguments, padding (zeros from a path's end on; given ``steps``, a nonzero entry there is refused) and errors as in
+    :func:`residual`. The paths may come from any behaviour. Without a statistic of the batch ``group`` is only checked.
 
     Source: Nachum et al. (2017b), who sum it over the sub-paths wanted. Derived in chapter ``path-consistency``.
     """

@@ -239,6 +239,34 @@ def check_matrix(name: str, value: Tensor, layout: str) -> None:
         raise ValueError(f"{name} has shape {tuple(value.shape)}; expected {layout}, not empty. Pass one per row.")
 
 
+def check_tokens(tokens: Tensor, vocabulary: int) -> None:
+    """Refuse what is no int64 matrix of tokens of a vocabulary. Raises ``ValueError``."""
+    if not isinstance(tokens, Tensor) or tokens.dtype != torch.int64 or tokens.ndim != 2 or not tokens.numel():
+        given = f"{tokens.dtype} {tuple(tokens.shape)}" if isinstance(tokens, Tensor) else type(tokens).__name__
+        raise ValueError(f"tokens is {given}; expected int64 [rows, columns], not empty. Encode the texts.")
+    low, high = int(tokens.min()), int(tokens.max())
+    if not 0 <= low <= high < vocabulary:
+        raise ValueError(f"tokens go from {low} to {high}; expected 0 to {vocabulary - 1}. Encode them anew.")
+
+
+def check_shares(name: str, shares: Tensor) -> None:
+    """Refuse what is not floats >= 0, some above: how often each of several is drawn. Raises ``ValueError``."""
+    check_finite(name, shares, "Leave such paths out.")
+    if not shares.is_floating_point() or bool((shares < 0).any()) or not bool(shares.sum() > 0):
+        raise ValueError(
+            f"{name} are no floats, negative or all 0; expected floats >= 0, some above. Mend the weights."
+        )
+
+
+def check_replay(replayed: float, replay_until: int | None) -> None:
+    """Refuse a share of a batch outside [0, 1], and an end of what never begins. Raises ``ValueError``."""
+    check_number("replayed", replayed, at_least=0, at_most=1)
+    if replay_until is not None:
+        check_counts(replay_until=replay_until)
+        if replayed == 0:
+            raise ValueError(f"replay_until is {replay_until} with nothing replayed; expected None. Leave it out.")
+
+
 def check_law(name: str, law: Tensor, slack: float) -> None:
     """Refuse probabilities that are no ``[outcomes]``, or do not sum to one within ``slack``. Raises ``ValueError``."""
     _check_tensor(name, law)

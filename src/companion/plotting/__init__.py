@@ -5,7 +5,7 @@ numbers behind a figure are its arguments, and stay within reach of the reader.
 """
 
 from companion.plotting.curves import bands, curves_with_points, lines
-from companion.plotting.graphs import graph
+from companion.plotting.graphs import graph, machine
 from companion.plotting.laws import bars, mode_grids, weights_with_intervals
 from companion.plotting.pages import Page, path_slider
 from companion.plotting.points import clouds, fields, scatter
@@ -15,6 +15,7 @@ from companion.plotting.tables import cells, grid, vocabularies
 # fmt: off
 __all__ = [
     "COLOURS", "CYCLE", "MARKERS", "Page", "bands", "bars", "cells", "clouds", "curves_with_points", "fields", "graph",
-    "grid", "lines", "mode_grids", "panels", "path_slider", "scatter", "vocabularies", "weights_with_intervals",
+    "grid", "lines", "machine", "mode_grids", "panels", "path_slider", "scatter", "vocabularies",
+    "weights_with_intervals",
 ]
 # fmt: on

@@ -1,4 +1,4 @@
-"""Small problems, drawn as graphs."""
+"""Small problems and automata, drawn as graphs."""
 
 from collections.abc import Mapping, Sequence
 
@@ -49,6 +49,39 @@ def graph(
     axes.set_title(title, fontsize=10.5)
     axes.set_axis_off()
     axes.margins(x=0.12, y=0.16)
+    return figure
+
+
+def machine(
+    moves: Tensor, places: Sequence[tuple[float, float]], *, names: Sequence[str], letters: str, granted: Tensor
+) -> Figure:
+    """Draw an automaton: a box for each state, thick where ``granted``, and an arrow for letters that lead on.
+
+    ``moves`` is ``[states, letters]``; ``places`` and ``names`` have an entry for each state. More than three letters
+    of one arrow are "other".
+    """
+    figure, (axes,) = panels(height=3.6)
+    middle, boxes = sum(y for _, y in places) / len(places), []
+    for state, (name, at) in enumerate(zip(names, places, strict=True)):
+        box = {"boxstyle": "round,pad=0.4", "fc": "white", "ec": COLOURS["target"], "lw": 3 if granted[state] else 1}
+        drawn = axes.annotate(name, at, ha="center", va="center", fontsize=9.5, bbox=box, zorder=3)
+        boxes.append(drawn.get_bbox_patch())
+    for begin, row in enumerate(moves.tolist()):
+        for end in sorted(set(row)):
+            (x, y), (u, v) = places[begin], places[end]
+            up = 1 if y >= middle else -1
+            loop, bend = begin == end, -2.0 * up if begin == end else 0.16
+            wide = 0.06 if loop else 0.0
+            arrow = {"arrowstyle": "-|>", "color": "#444444", "connectionstyle": f"arc3,rad={bend}", "shrinkB": 2}
+            arrow |= {"shrinkA": 12, "shrinkB": 12} if loop else {"patchA": boxes[begin], "patchB": boxes[end]}
+            axes.annotate("", (u + wide, v), (x - wide, y), arrowprops=arrow, zorder=1)
+            at = (x, y + 0.36 * up) if loop else ((x + u + 0.18 * (v - y)) / 2, (y + v - 0.18 * (u - x)) / 2)
+            read = [letter for letter, to in zip(letters, row, strict=True) if to == end]
+            read = ["other"] if len(read) > 3 else read
+            box = {"boxstyle": "round,pad=0.1", "fc": "white", "ec": "none"}
+            axes.annotate(", ".join(read), at, ha="center", va="center", fontsize=9.5, bbox=box, zorder=2)
+    axes.set(xlim=(-0.4, 1.4), ylim=(-0.45, 1.45))
+    axes.set_axis_off()
     return figure
 
 

@@ -30,15 +30,22 @@ def bars(
 
 
 def weights_with_intervals(
-    labels: Sequence[str], target: Sequence[float], methods: Mapping[str, Sequence[Sequence[float]]]
+    labels: Sequence[str],
+    target: Sequence[float] | None,
+    methods: Mapping[str, Sequence[Sequence[float]]],
+    *,
+    xlabel: str = "mode",
+    ylabel: str = "weight",
 ) -> Figure:
     """Draw the target's weights as steps, and for each method the mean over seeds of each weight, with its interval.
 
-    ``methods`` holds, for each name, one list of weights per seed, as long as ``labels``.
+    ``methods`` holds, for each name, one list of weights per seed, as long as ``labels``. What has no target may be
+    drawn without.
     """
     figure, (axes,) = panels(width=7.4, height=3.6)
     places = np.arange(len(labels))
-    axes.bar(places, target, 0.92, color="#dddddd", label="target")
+    if target is not None:
+        axes.bar(places, target, 0.92, color="#dddddd", label="target")
     for j, (name, runs) in enumerate(methods.items()):
         found = [mean_interval(column) for column in zip(*runs, strict=True)]
         mean = np.array([entry.mean for entry in found])
@@ -48,7 +55,7 @@ def weights_with_intervals(
             places + shift, mean, half, fmt=MARKERS[j % 7], color=CYCLE[j % 7], ms=4.5, lw=1, capsize=2, label=name
         )
     axes.set_xticks(places, labels, fontsize=8)
-    axes.set(ylabel="weight", xlabel="mode")
+    axes.set(ylabel=ylabel, xlabel=xlabel)
     axes.set_ylim(bottom=0)
     axes.legend(fontsize=8.5, frameon=False, ncols=2)
     return figure

@@ -190,3 +190,26 @@ def check_behaviour(behaviour: object, expected: type | tuple[type, ...]) -> Non
             f"behaviour is {behaviour!r}; expected {names}, or None for the policy's own paths. Each sampler has a "
             "behaviour of its own type: pass one of this sampler's."
         )
+
+
+def weights_of(model: object) -> list[Tensor]:
+    """Return the parameters of a module, none of another function."""
+    return list(model.parameters()) if isinstance(model, torch.nn.Module) else []
+
+
+def check_apart(policy: list[Tensor], reference: list[Tensor], stored: list[Tensor]) -> None:
+    """Refuse a reference that is trained with the policy, or is of another dtype or device; and such a store.
+
+    Raises ``ValueError``.
+    """
+    trained = {weight.data_ptr() for weight in policy if weight.requires_grad and weight.numel()}
+    shared = sum(weight.data_ptr() in trained for weight in reference)
+    if shared:
+        raise ValueError(
+            f"policy and reference share {shared} tensor(s) that are trained; expected none: the reference would move "
+            "with the policy. Pass a copy: copy.deepcopy(reference).requires_grad_(True)."
+        )
+    parts = {"policy": policy, "reference": reference, "store": stored}
+    kinds = {name: (part[0].dtype, part[0].device) for name, part in parts.items() if part}
+    if len(set(kinds.values())) > 1:
+        raise ValueError(f"dtypes and devices are {kinds}; expected those of the policy. Convert or move the rest.")

@@ -19,8 +19,24 @@ import torch
 from torch import Tensor
 
 from companion.plain import storable
-from companion.samplers.batch import Batch, Fading, at, check_behaviour, check_fading, join
-from companion.validation import check_counts, check_finite, check_generator, check_number, check_positive_integers
+from companion.samplers.batch import (
+    Batch,
+    Fading,
+    at,
+    check_apart,
+    check_behaviour,
+    check_fading,
+    join,
+    weights_of,
+)
+from companion.validation import (
+    check_finite,
+    check_generator,
+    check_number,
+    check_positive_integers,
+    check_replay,
+    check_shares,
+)
 
 #: A drift: states ``[..., dim]`` and times ``[...]`` or 0-d, to ``[..., dim]``.
 Drift = Callable[[Tensor, Tensor], Tensor]
@@ -181,8 +197,7 @@ class Store:
             )
         for name, part in parts.items():
             check_finite(f"{name} of the store", part, "Leave such paths out.")
-        if bool((self.weights < 0).any()) or not bool(self.weights.sum() > 0):
-            raise ValueError("weights of the store are negative or all 0; expected >= 0, some above. Mend the weights.")
+        check_shares("weights of the store", self.weights)
 
     def _fits(self) -> bool:
         others = (self.log_ref, self.log_reward, self.weights)
@@ -217,13 +232,7 @@ class Exploration:
 
     def __post_init__(self) -> None:
         check_fading("noise", self.noise)
-        check_number("replayed", self.replayed, at_least=0, at_most=1)
-        if self.replay_until is not None:
-            check_counts(replay_until=self.replay_until)
-            if self.replayed == 0:
-                raise ValueError(
-                    f"replay_until is {self.replay_until} with nothing replayed; expected None. Leave it out."
-                )
+        check_replay(self.replayed, self.replay_until)
 
     def replayed_at(self, iteration: int) -> float:
         """Return the share of the batch that is replayed at an iteration."""
@@ -274,11 +283,11 @@ class DiffusionSampler:
         Raises ``ValueError`` where the policy is no module or has none, where the reference would be trained with it,
         and where policy, reference and store differ in dtype or device.
         """
-        weights = _weights(self.policy)
+        weights = weights_of(self.policy)
         if not weights:
             given = f"{type(self.policy).__name__} without parameters"
             raise ValueError(f"policy is a {given}; expected a torch.nn.Module to train. Wrap the drift in one.")
-        _check_apart(weights, _weights(self.reference), [self.store.states] if self.store else [])
+        check_apart(weights, weights_of(self.reference), [self.store.states] if self.store else [])
         return weights
 
     def constants(self) -> dict[str, object]:
@@ -393,25 +402,6 @@ def _check_states(process: Process, states: Tensor) -> None:
             f"states is {shape}; expected [n, {process.steps + 1}, {process.dim}], that is [n, steps + 1, dim] of this "
             "process. Draw them with rollout."
         )
-
-
-def _weights(drift: Drift) -> list[Tensor]:
-    return list(drift.parameters()) if isinstance(drift, torch.nn.Module) else []
-
-
-def _check_apart(policy: list[Tensor], reference: list[Tensor], stored: list[Tensor]) -> None:
-    """Refuse a reference that is trained with the policy, or is of another dtype or device; and such a store."""
-    trained = {weight.data_ptr() for weight in policy if weight.requires_grad and weight.numel()}
-    shared = sum(weight.data_ptr() in trained for weight in reference)
-    if shared:
-        raise ValueError(
-            f"policy and reference share {shared} tensor(s) that are trained; expected none: the reference would move "
-            "with the policy. Pass a copy: copy.deepcopy(reference).requires_grad_(True)."
-        )
-    parts = {"policy": policy, "reference": reference, "store": stored}
-    kinds = {name: (part[0].dtype, part[0].device) for name, part in parts.items() if part}
-    if len(set(kinds.values())) > 1:
-        raise ValueError(f"dtypes and devices are {kinds}; expected those of the policy. Convert or move the rest.")
 
 
 def _check_store(store: Store, process: Process, reference: Drift) -> None:
