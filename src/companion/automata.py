@@ -48,7 +48,7 @@ def decode(tokens: Tensor, *, letters: str = LETTERS) -> list[str]:
 
     Raises ``ValueError`` for a token outside the vocabulary.
     """
-    check_tokens(tokens, len(letters) + 1)
+    check_tokens("tokens", tokens, len(letters) + 1)
     texts = []
     for row in tokens[:, 1:].tolist():
         end = row.index(len(letters)) if len(letters) in row else len(row)
@@ -98,7 +98,7 @@ class Automaton:
 
         Raises ``ValueError`` for a token outside the vocabulary.
         """
-        check_tokens(tokens, self.letters + 1)
+        check_tokens("tokens", tokens, self.letters + 1)
         state, found = torch.zeros_like(tokens[:, 0]), []
         for column in tokens.unbind(dim=1):
             state = self.after(state, column)
@@ -259,7 +259,7 @@ class Posterior:
         Z after the first token, 0 from the end of a text on. In units of reward it is V*(s)/alpha. Raises
         ``ValueError`` for rows that do not begin with the token that begins, or hold more letters.
         """
-        check_tokens(tokens, self.automaton.letters + 1)
+        check_tokens("tokens", tokens, self.automaton.letters + 1)
         end, columns = self.automaton.letters, tokens.shape[1]
         ended = (tokens == end).cumsum(dim=1) > 1  # the first of them begins the text
         if columns > self.max_length + 2 or bool((tokens[:, 0] != end).any() | ~ended[:, self.max_length + 1 :].all()):

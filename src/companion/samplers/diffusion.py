@@ -197,7 +197,7 @@ class Store:
             )
         for name, part in parts.items():
             check_finite(f"{name} of the store", part, "Leave such paths out.")
-        check_shares("weights of the store", self.weights)
+        check_shares("weights of the store", self.weights, len(self.states))
 
     def _fits(self) -> bool:
         others = (self.log_ref, self.log_reward, self.weights)
