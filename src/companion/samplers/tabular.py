@@ -92,7 +92,7 @@ class TabularSampler:
         check_positive_integers(n=n)
         check_generator(generator)
         behaviour = UniformMixture() if behaviour is None else behaviour
-        check_behaviour(behaviour, (UniformMixture, EveryPath))
+        check_behaviour(behaviour, UniformMixture, EveryPath)
         if isinstance(behaviour, EveryPath):
             return self._every(n)
         mixed = self._mixed(at(behaviour.epsilon, iteration))

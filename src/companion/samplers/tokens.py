@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from companion.plain import storable
-from companion.samplers.batch import Batch, Fading, at, check_apart, check_behaviour, check_fading, weights_of
+from companion.samplers.batch import Batch, Fading, at, check_behaviour, check_fading, weights_of
 from companion.validation import (
     check_counts,
     check_finite,
@@ -158,16 +158,8 @@ class TokenSampler:
             self.lengths(store.tokens, store.prompt)
 
     def parameters(self) -> list[Tensor]:
-        """Return the tensors to be trained: those of the policy.
-
-        Raises ``ValueError`` where the policy is no module or has none, and where the reference would be trained.
-        """
-        weights = weights_of(self.policy)
-        if not weights:
-            given = type(self.policy).__name__
-            raise ValueError(f"policy is a {given} without parameters; expected a torch.nn.Module to train. Pass one.")
-        check_apart(weights, weights_of(self.reference), [])
-        return weights
+        """Return the tensors to be trained. Raises ``ValueError`` as :func:`companion.samplers.batch.weights_of`."""
+        return weights_of(self.policy, self.reference, [])
 
     def constants(self) -> dict[str, object]:
         """Return what else the sampler is made of, by name: a checkpoint with another is that of another run."""
