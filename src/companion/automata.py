@@ -218,9 +218,8 @@ class Posterior:
     Attributes:
         log_z: log Z, 0-d, float64.
 
-    Raises:
-        ValueError: for a prior whose tables have another shape or are not normalised; and for a wish that no text of
-            the prior grants: log Z = -inf.
+    Raises ``ValueError`` for a prior whose tables have another shape or are not normalised; and for a wish that no text
+    of the prior grants: log Z = -inf.
 
     Source: the soft Bellman equation in Nachum et al. (2017b). Used in chapter ``names-with-a-wish``.
     """

@@ -5,8 +5,6 @@ the policy: any function of states and time. A path's log-probability is a sum o
 under the drift that drew it or any other. Exploration adds variance to the steps that are *drawn*; the sampler that is
 trained keeps its own.
 
-Chapter ``twenty-five-modes-to-nine`` fine-tunes such a sampler.
-
 Source: the setting of Venkatraman et al. (2024) and Zhang and Chen (2022).
 """
 
@@ -94,11 +92,9 @@ def traced_rollout(
 ) -> tuple[Tensor, Tensor]:
     """Draw paths as :func:`rollout` does, and keep the drifts that drew them, with their gradients.
 
-    Each step is taken from a constant state, so gradients flow through the drift at that state only: what the
-    log-probability of a given path needs. Pass the drifts on to :func:`step_log_prob`, and no state is computed twice.
-
-    Returns:
-        The states, ``[n, steps + 1, dim]``, and the drift at all states but the last, ``[n, steps, dim]``.
+    Returns the states, ``[n, steps + 1, dim]``, and the drift at all states but the last, ``[n, steps, dim]``, for
+    :func:`step_log_prob`, so that no state is computed twice. Each step is taken from a constant state: gradients flow
+    through the drift at that state only, which is what the log-probability of a given path needs.
 
     Source: Euler-Maruyama. Used in chapter ``twenty-five-modes-to-nine``.
     """
@@ -123,14 +119,9 @@ def traced_rollout(
 def log_prob(process: Process, drift: Drift, states: Tensor, *, extra_std: float = 0.0) -> Tensor:
     """Return the log-density of each step of given paths under a drift: ``[n, steps]``. Keeps gradients.
 
-    Args:
-        process: the process.
-        drift: the policy; called once, on all states but the last, ``[n, steps, dim]``, and times ``[steps]``.
-        states: ``[n, steps + 1, dim]``.
-        extra_std: as in :func:`rollout`, where the paths' own law is wanted.
-
-    Raises:
-        ValueError: for states or a drift of the wrong shape, or a number out of range.
+    ``states`` is ``[n, steps + 1, dim]``; the drift is called once, on all of them but the last. ``extra_std`` is as in
+    :func:`rollout`, where the paths' own law is wanted. Raises ``ValueError`` for states or a drift of the wrong shape,
+    or a number out of range.
 
     Source: the Gaussian density. Used in chapter ``twenty-five-modes-to-nine``.
     """

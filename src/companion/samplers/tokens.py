@@ -6,8 +6,6 @@ of the token in the next one. A step of a path is a token after the prompt, the 
 there every per-step entry is zero, and ``steps`` says where a path ends. A text of the maximal length ends with
 probability one, so that the probabilities of all texts sum to one.
 
-Chapter ``names-with-a-wish`` fine-tunes such a sampler.
-
 Source: Venkatraman et al. (2024), who train token models by relative trajectory balance.
 """
 
@@ -144,7 +142,13 @@ class TokenSampler:
         self.prompts, self.conditional = torch.full((1, 1), end) if prompts is None else prompts, prompts is not None
         #: How many tokens there are.
         self.vocabulary = self._vocabulary()
-        self._check_prompts()
+        check_tokens("prompts", self.prompts, self.vocabulary)
+        check_tokens("end", torch.tensor([[end]]), self.vocabulary)
+        if self.prompts.shape[1] > max_length + 1:
+            raise ValueError(
+                f"prompts has {self.prompts.shape[1]} columns; expected at most {max_length + 1}, max_length and the "
+                "first token. Shorten them, or raise max_length."
+            )
         #: Tokens of each prompt, ``[conditions]``.
         self.prompt_lengths = ((self.prompts != end) * torch.arange(self.prompts.shape[1])).amax(dim=1) + 1
         #: The most steps that a path has: the columns of a batch.
@@ -315,30 +319,21 @@ class TokenSampler:
             self._asked = bool(beyond.any())
         return answer
 
-    def _check_prompts(self) -> None:
-        check_tokens("prompts", self.prompts, self.vocabulary)
-        check_tokens("end", torch.tensor([[self.end]]), self.vocabulary)
-        if self.prompts.shape[1] > self.max_length + 1:
-            raise ValueError(
-                f"prompts has {self.prompts.shape[1]} columns; expected at most {self.max_length + 1}, max_length and "
-                "the first token. Shorten them, or raise max_length."
-            )
-
     @torch.no_grad()
     def _vocabulary(self) -> int:
         """How many tokens the models know. Refuses logits of another shape, and a model that looks ahead."""
-        sizes = set()
+        sizes, tokens = set(), torch.zeros(1, self.max_length + 1, dtype=torch.int64)
+        other = tokens.clone()
         for name, model in (("policy", self.policy), ("reference", self.reference)):
-            tokens = torch.zeros(1, self.max_length + 1, dtype=torch.int64)
             logits = model(tokens)
             shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             if shape[:2] != tokens.shape or len(shape) != 3:
                 raise ValueError(
                     f"{name} returns {shape}; expected [batch, columns, vocabulary]. Return every column's."
                 )
-            tokens[:, -1] = 1 % logits.shape[2]
-            if not _alike(model(tokens)[:, :-1], logits[:, :-1]):
-                raise ValueError(f"{name} looks ahead: a later token changes its logits; expected a causal one. Mask.")
+            other[:, -1] = 1 % logits.shape[2]
+            if not _alike(model(other)[:, :-1], logits[:, :-1]):
+                raise ValueError(f"{name} looks ahead: later tokens change its logits; expected it causal. Mask them.")
             sizes.add(logits.shape[2])
         if len(sizes) > 1:
             raise ValueError(f"policy and reference know {sizes} tokens; expected as many. Pass models that fit.")
