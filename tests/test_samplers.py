@@ -324,24 +324,6 @@ def test_a_batch_whose_entries_do_not_fit_is_refused(changes, words):
         padded_batch(**changes)
 
 
-def test_batches_are_joined_with_what_some_of_them_leave_out():
-    """A path without a length has all columns; a reward without steps is paid at its end; behaviours need all."""
-    whole = padded_batch(
-        steps=None, log_pi=-tensor([[1.0, 1.0, 1.0], [2.0, 2.0, 2.0]]), log_behaviour=-tensor([[1.0] * 3] * 2)
-    )
-    joined = samplers.join([padded_batch(rewards=tensor([[0.5, 0.0, 0.0], [-2.0, 1.0, 0.0]])), whole])
-    assert joined.steps.tolist() == [3, 2, 3, 3] and joined.log_behaviour is None and joined.group is None
-    assert joined.rewards.tolist() == [[0.5, 0, 0], [-2, 1, 0], [0, 0, 0.5], [0, 0, -1]]
-    assert joined.log_reward.tolist() == [0.5, -1.0, 0.5, -1.0]
-    assert samplers.join([whole]) is whole
-    grouped = padded_batch(group=torch.tensor([3, 3]))
-    assert samplers.join([grouped, grouped]).group.tolist() == [3] * 4
-    other = samplers.Batch(*(getattr(whole, name).float() for name in ("log_pi", "log_ref", "log_reward")))
-    for parts in ([], [grouped, whole], [whole, other]):
-        with pytest.raises(ValueError, match="expected one kind"):
-            samplers.join(parts)
-
-
 def test_the_mixture_fades_with_the_iterations():
     """Late in a run the behaviour is the policy."""
     behaviour = UniformMixture(Fading(1.0, until=1, end=5))

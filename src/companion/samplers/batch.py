@@ -7,7 +7,7 @@ of a graph or tokens alike. The behaviour, which is what draws the paths, is a v
 Source: the choices of behaviour in Venkatraman et al. (2024) and Sendera et al. (2024).
 """
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -91,30 +91,6 @@ class Batch:
         if self.steps is not None:
             return self.steps.long() - 1
         return torch.full_like(self.log_reward, self.log_pi.shape[1] - 1, dtype=torch.int64)
-
-
-def join(parts: list[Batch]) -> Batch:
-    """Return several batches, of as many columns and one dtype, as one.
-
-    Where some have true lengths or per-step rewards, those of the others are filled in. Behaviours and states are left
-    out unless all have them. Raises ``ValueError`` where some have groups and others none, dtypes or columns differ, or
-    there is no batch.
-    """
-    kinds = {(part.log_pi.shape[1], part.log_pi.dtype, part.group is None) for part in parts}
-    if len(kinds) != 1:
-        raise ValueError(
-            f"parts is {len(parts)} batches with {len(kinds)} kinds of columns, dtype and groups; expected one kind. "
-            "Pad them alike, convert them, and give all a group or none."
-        )
-    if len(parts) == 1:
-        return parts[0]
-    if any(part.steps is not None for part in parts):
-        parts = [replace(part, steps=part.last() + 1) for part in parts]
-    if any(part.rewards is not None for part in parts):
-        parts = [replace(part, rewards=part.per_step_rewards()) for part in parts]
-    columns = {field.name: [getattr(part, field.name) for part in parts] for field in fields(Batch)}
-    whole = {name: column for name, column in columns.items() if all(entry is not None for entry in column)}
-    return Batch(**{name: torch.cat(column) for name, column in whole.items()})
 
 
 class Sampler(Protocol):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from companion.plain import storable
-from companion.samplers.batch import Batch, Fading, at, check_behaviour, check_fading, join, weights_of
+from companion.samplers.batch import Batch, Fading, at, check_behaviour, check_fading, weights_of
 from companion.validation import (
     check_finite,
     check_generator,
@@ -271,7 +271,11 @@ class DiffusionSampler:
             raise ValueError(f"generator is on {generator.device}; expected {device} as the policy. Make it there.")
         old = round(behaviour.replayed_at(iteration) * n)
         parts = [self._fresh(n - old, generator, at(behaviour.noise, iteration))] if old < n else []
-        return join(parts + ([self._stored(old, generator)] if old else []))
+        parts += [self._stored(old, generator)] if old else []
+        if len(parts) == 1:
+            return parts[0]
+        names = ("log_pi", "log_ref", "log_reward", "states")
+        return Batch(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
 
     def log_weights(self, states: Tensor, *, beta: float = 1.0) -> Tensor:
         """Return e of given paths, ``[n]``, float64: :meth:`companion.samplers.batch.Batch.log_weights`.
