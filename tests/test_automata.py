@@ -344,16 +344,13 @@ def test_of_yes_and_no_a_product_is_and(wishes):
 
 
 @pytest.mark.claim("X4")
-def test_a_score_and_a_floor_are_in_nats_and_kept_to_the_last_digit():
-    """0.1 is no number of float32; a wish is turned round by its score; a floor keeps what is above it."""
+def test_scores_are_in_nats_and_kept_to_the_last_digit():
+    """0.1 is no number of float32; a wish is turned round by its score."""
     wish = automata.ends_with("b", letters="ab")
     tokens, lengths = automata.encode(["ab", "ba", ""], max_length=2, letters="ab"), torch.tensor([4, 4, 2])
     assert wish.scored(0.1, -0.7).log_reward(tokens, lengths).tolist() == [0.1, -0.7, -0.7]
     assert wish.scored(1, NEVER).log_reward(tokens, lengths).tolist() == [1.0, NEVER, NEVER]
     assert wish.scored(NEVER, 0).log_reward(tokens, lengths).tolist() == [NEVER, 0.0, 0.0]
-    assert wish.with_floor(-0.7).log_reward(tokens, lengths).tolist() == [0.0, -0.7, -0.7]
-    assert wish.scored(-0.1, -5.0).with_floor(-0.7).log_reward(tokens, lengths).tolist() == [-0.1, -0.7, -0.7]
-    assert wish.scored(1.5, -5.0).with_floor(0.5).log_reward(tokens, lengths).tolist() == [1.5, 0.5, 0.5]
     assert wish.granted[wish.states(tokens)[:, -1]].tolist() == [True, False, False]
     assert wish.letters == 2
 
@@ -531,7 +528,7 @@ def test_gradients_are_those_of_finite_differences(name, order):
     """Through every weight of a network that is told of the wish and the length."""
     prior, made = network(order, told=False, seed=5), network(order, width=4)
     with torch.no_grad():
-        floored = automata.Posterior(prior, WISH.with_floor(-2.0), max_length=4)
+        floored = automata.Posterior(prior, WISH.scored(0.0, -2.0), max_length=4)
         sharp = automata.Posterior(prior, WISH, max_length=4)
     weights = list(made.parameters())
     slopes = torch.autograd.grad(MEASURES[name](made, floored, sharp), weights)
@@ -621,7 +618,6 @@ BAD = {
     "a hit that is NaN": (lambda: AB.scored(math.nan, 0.0), "hit is nan; expected a finite"),
     "a hit of +inf": (lambda: AB.scored(math.inf, 0.0), "hit is inf; expected a finite"),
     "a miss of +inf": (lambda: AB.scored(0.0, math.inf), "miss is inf; expected a finite"),
-    "a floor of -inf": (lambda: AB.with_floor(NEVER), "log_floor is -inf; expected a finite"),
     "a product of nothing": (lambda: automata.product(), "automata are 0, .* expected one or more of one"),
     "a product over two alphabets": (
         lambda: automata.product(AB, automata.contains("a", letters="abc")),

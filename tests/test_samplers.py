@@ -332,30 +332,6 @@ def test_a_batch_whose_entries_do_not_fit_is_refused(changes, words):
         padded_batch(**changes)
 
 
-def test_batches_are_joined_with_what_some_of_them_leave_out():
-    """A path without a length has all columns; a reward without steps is paid at its end; behaviours need all."""
-    whole = padded_batch(
-        steps=None, log_pi=-tensor([[1.0, 1.0, 1.0], [2.0, 2.0, 2.0]]), log_behaviour=-tensor([[1.0] * 3] * 2)
-    )
-    joined = samplers.join([padded_batch(rewards=tensor([[0.5, 0.0, 0.0], [-2.0, 1.0, 0.0]])), whole])
-    assert joined.steps.tolist() == [3, 2, 3, 3] and joined.log_behaviour is None and joined.group is None
-    assert joined.rewards.tolist() == [[0.5, 0, 0], [-2, 1, 0], [0, 0, 0.5], [0, 0, -1]]
-    assert joined.log_reward.tolist() == [0.5, -1.0, 0.5, -1.0]
-    assert samplers.join([whole]) is whole
-    alike = samplers.join([whole, whole])
-    assert (
-        alike.steps is None
-        and alike.rewards is None
-        and torch.equal(alike.log_behaviour, -torch.ones_like(alike.log_pi))
-    )
-    grouped = padded_batch(group=torch.tensor([3, 3]))
-    assert samplers.join([grouped, grouped]).group.tolist() == [3] * 4
-    other = samplers.Batch(*(getattr(whole, name).float() for name in ("log_pi", "log_ref", "log_reward")))
-    for parts in ([], [grouped, whole], [whole, other]):
-        with pytest.raises(ValueError, match="expected one kind"):
-            samplers.join(parts)
-
-
 def test_the_mixture_fades_with_the_iterations():
     """Late in a run the behaviour is the policy."""
     behaviour = UniformMixture(Fading(1.0, until=1, end=5))
@@ -541,7 +517,7 @@ OTHER = diffusion.Process(steps=4, variance=3.0)
         (lambda: trained(Of(None), start=mixture_sampler(5).reference), r"reference is for Process\(steps=5"),
         (lambda: trained(Of), "policy is <class"),
         (lambda: trained(None), "policy is None"),
-        (lambda: samplers.DiffusionSampler(4, Of(None), reference, log_reward), "process is 4"),
+        (lambda: samplers.DiffusionSampler(4, Of(None), reference, log_reward), "process is a int"),
         (lambda: samplers.DiffusionSampler(PROCESS, Of(None), reference, 5.0), "log_reward is 5.0"),
         (lambda: trained(Of(None), store=[1]), "store is a list"),
         (lambda: trained(Of(None), store=of_process(diffusion.Process(5, 2.0))), r"states is \(50, 6, 2\)"),
@@ -569,15 +545,15 @@ def of_process(process) -> samplers.Store:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"states": None}, "states NoneType"),
-        ({"states": torch.zeros(3, 5)}, r"states \(3, 5\)"),
-        ({"states": torch.zeros(0, 5, 2)}, r"states \(0, 5, 2\)"),
-        ({"log_ref": tensor([[0.0] * 5] * 3)}, r"log_ref \(3, 5\)"),
-        ({"log_reward": tensor([0.0, 0.0])}, r"log_reward \(2,\)"),
-        ({"log_reward": [0.0, 0.0, 0.0]}, "log_reward list"),
-        ({"weights": tensor([[1.0], [1.0], [1.0]])}, r"weights \(3, 1\)"),
-        ({"weights": torch.ones(3)}, r"weights \(3,\) torch.float32"),
-        ({"weights": torch.ones(3, dtype=torch.int64)}, r"weights \(3,\) torch.int64"),
+        ({"states": None}, "states of the store is NoneType"),
+        ({"states": torch.zeros(3, 5)}, r"states of the store is \(3, 5\)"),
+        ({"states": torch.zeros(0, 5, 2)}, r"states of the store is \(0, 5, 2\)"),
+        ({"log_ref": tensor([[0.0] * 5] * 3)}, r"log_ref of the store is \(3, 5\)"),
+        ({"log_reward": tensor([0.0, 0.0])}, r"log_reward of the store is \(2,\)"),
+        ({"log_reward": [0.0, 0.0, 0.0]}, "log_reward of the store is list"),
+        ({"weights": tensor([[1.0], [1.0], [1.0]])}, r"weights of the store is \(3, 1\)"),
+        ({"weights": torch.ones(3)}, r"weights of the store is \(3,\) torch.float32"),
+        ({"weights": torch.ones(3, dtype=torch.int64)}, r"weights of the store is \(3,\) torch.int64"),
         ({"weights": tensor([1.0, -1.0, 1.0])}, "negative or all 0"),
         ({"weights": tensor([0.0, 0.0, 0.0])}, "negative or all 0"),
         ({"weights": tensor([1.0, math.nan, 1.0])}, "weights of the store holds 1"),

@@ -48,7 +48,7 @@ def decode(tokens: Tensor, *, letters: str = LETTERS) -> list[str]:
 
     Raises ``ValueError`` for a token outside the vocabulary.
     """
-    check_tokens(tokens, len(letters) + 1)
+    check_tokens("tokens", tokens, len(letters) + 1)
     texts = []
     for row in tokens[:, 1:].tolist():
         end = row.index(len(letters)) if len(letters) in row else len(row)
@@ -98,7 +98,7 @@ class Automaton:
 
         Raises ``ValueError`` for a token outside the vocabulary.
         """
-        check_tokens(tokens, self.letters + 1)
+        check_tokens("tokens", tokens, self.letters + 1)
         state, found = torch.zeros_like(tokens[:, 0]), []
         for column in tokens.unbind(dim=1):
             state = self.after(state, column)
@@ -125,11 +125,6 @@ class Automaton:
             if value != -math.inf:
                 check_number(name, value)
         return replace(self, log_score=torch.full_like(self.log_score, miss).masked_fill(self.granted, hit))
-
-    def with_floor(self, log_floor: float) -> "Automaton":
-        """Return the automaton with r(x) at least exp(``log_floor``): for what needs r > 0. It has its own target."""
-        check_number("log_floor", log_floor)
-        return replace(self, log_score=self.log_score.clamp(min=log_floor))
 
 
 def contains(pattern: str, *, letters: str = LETTERS) -> Automaton:
@@ -166,9 +161,10 @@ def product(*automata: Automaton) -> Automaton:
     def after(states: tuple[int, ...], letter: int) -> tuple[int, ...]:
         return tuple(table[state][letter] for table, state in zip(moves, states, strict=True))
 
-    found = _reachable((0,) * len(automata), automata[0].letters, after)
-    scores = [sum(a.log_score[s].item() for a, s in zip(automata, states, strict=True)) for states in found]
-    return _built(found, automata[0].letters, after, scores)
+    def score(states: tuple[int, ...]) -> float:
+        return sum(a.log_score[s].item() for a, s in zip(automata, states, strict=True))
+
+    return _built((0,) * len(automata), automata[0].letters, after, score)
 
 
 def _of_pattern(pattern: str, letters: str, *, before: bool, after: bool) -> Automaton:
@@ -182,25 +178,19 @@ def _of_pattern(pattern: str, letters: str, *, before: bool, after: bool) -> Aut
         granted = after and size in state | moved  # whatever else is matched
         return frozenset({size} if granted else moved | ({0} if before else set()))
 
-    found = _reachable(frozenset({0}), len(letters), step)
-    return _built(found, len(letters), step, [0.0 if size in state else -math.inf for state in found])
+    return _built(frozenset({0}), len(letters), step, lambda state: 0.0 if size in state else -math.inf)
 
 
-def _reachable(start: _State, letters: int, after: Callable[[_State, int], _State]) -> list[_State]:
-    found, waiting = [start], [start]
-    while waiting:
-        state = waiting.pop(0)
-        for letter in range(letters):
-            if (new := after(state, letter)) not in found:
-                found.append(new)
-                waiting.append(new)
-    return found
-
-
-def _built(found: list[_State], letters: int, after: Callable[[_State, int], _State], scores: list[float]) -> Automaton:
-    number = {state: i for i, state in enumerate(found)}
-    moves = [[number[after(state, letter)] for letter in range(letters)] for state in found]
-    return Automaton(torch.tensor(moves), torch.tensor(scores, dtype=torch.float64))
+def _built(
+    start: _State, letters: int, after: Callable[[_State, int], _State], score: Callable[[_State], float]
+) -> Automaton:
+    """The automaton of the states that are reached, numbered as they are found."""
+    number, waiting, moves = {start: 0}, [start], []
+    for state in waiting:  # it grows
+        reached = [after(state, letter) for letter in range(letters)]
+        waiting += [new for new in dict.fromkeys(reached) if new not in number]
+        moves.append([number.setdefault(new, len(number)) for new in reached])
+    return Automaton(torch.tensor(moves), torch.tensor([score(state) for state in number], dtype=torch.float64))
 
 
 class Law(Protocol):
@@ -229,9 +219,8 @@ class Posterior:
     Attributes:
         log_z: log Z, 0-d, float64.
 
-    Raises:
-        ValueError: for a prior whose tables have another shape or are not normalised; and for a wish that no text of
-            the prior grants: log Z = -inf.
+    Raises ``ValueError`` for a prior whose tables have another shape or are not normalised; and for a wish that no text
+    of the prior grants: log Z = -inf.
 
     Source: the soft Bellman equation in Nachum et al. (2017b). Used in chapter ``names-with-a-wish``.
     """
@@ -251,7 +240,7 @@ class Posterior:
         if not bool(self.log_z.isfinite()):
             raise ValueError(
                 f"log Z is {self.log_z.item()}; expected a finite number: no text of the prior of at most {max_length} "
-                "letters has a reward above 0. Wish for less, or give the automaton a floor."
+                "letters has a reward above 0. Wish for less, or have a miss scored above -inf."
             )
 
     def table(self, length: int) -> Tensor:
@@ -270,7 +259,7 @@ class Posterior:
         Z after the first token, 0 from the end of a text on. In units of reward it is V*(s)/alpha. Raises
         ``ValueError`` for rows that do not begin with the token that begins, or hold more letters.
         """
-        states, contexts = self.automaton.states(tokens), _contexts(tokens, self.order, self.automaton.letters)
+        check_tokens("tokens", tokens, self.automaton.letters + 1)
         end, columns = self.automaton.letters, tokens.shape[1]
         ended = (tokens == end).cumsum(dim=1) > 1  # the first of them begins the text
         if columns > self.max_length + 2 or bool((tokens[:, 0] != end).any() | ~ended[:, self.max_length + 1 :].all()):
@@ -278,10 +267,11 @@ class Posterior:
                 f"tokens is {tuple(tokens.shape)}; expected [rows, at most {self.max_length + 2}], the token {end} "
                 f"first, and again after at most {self.max_length} letters. Encode the texts."
             )
-        found = torch.zeros(tokens.shape, dtype=torch.float64)
+        found, node = torch.zeros(tokens.shape, dtype=torch.float64), torch.zeros_like(tokens[:, 0])
         for column in range(min(columns, self.max_length + 1)):
-            value = self._values[column][contexts[:, column], states[:, column]]
-            found[:, column] = torch.where(ended[:, column], 0.0, value)
+            if column:
+                node = _after(node, tokens[:, column], self.automaton, len(self._values[column - 1]), self.order)
+            found[:, column] = torch.where(ended[:, column], 0.0, self._values[column].reshape(-1)[node])
         return found
 
     def _joint(self, length: int, after: Tensor) -> Tensor:
@@ -302,7 +292,7 @@ def flow(law: Law, automaton: Automaton, *, max_length: int) -> Iterator[tuple[T
     share = torch.zeros(1, len(automaton.moves), dtype=torch.float64)
     share[0, 0] = 1.0
     for length in range(max_length):
-        table = _table(law, automaton, length).expand(-1, len(automaton.moves), -1)
+        table = _table(law, automaton, length)
         yield share, table
         index = _successors(automaton, len(table), law.order)
         contexts = automaton.letters ** min(length + 1, law.order)
@@ -353,21 +343,21 @@ def sample(law: Law, automaton: Automaton, n: int, generator: torch.Generator, *
     """Draw ``n`` texts of a law, exactly: rows of tokens, ``[n, max_length + 2]``, int64."""
     check_positive_integers(n=n, max_length=max_length)
     check_generator(generator)
-    end, states = automaton.letters, len(automaton.moves)
+    end = automaton.letters
     tokens = torch.full((n, max_length + 2), end)
     node, alive = torch.zeros(n, dtype=torch.int64), torch.ones(n, dtype=torch.bool)
     for length in range(max_length):
-        table = _table(law, automaton, length).expand(-1, states, -1)
+        table = _table(law, automaton, length)
         law_here = table.reshape(-1, end + 1)[node].exp()
         drawn = torch.multinomial(law_here, 1, generator=generator).squeeze(1)
         alive = alive & (drawn != end)
         tokens[:, length + 1] = torch.where(alive, drawn, end)
-        node = _successors(automaton, len(table), law.order).reshape(-1, end)[node, drawn.clamp(max=end - 1)]
+        node = _after(node, drawn, automaton, len(table), law.order)
     return tokens
 
 
 def _table(law: Law, automaton: Automaton, length: int) -> Tensor:
-    """A law's table, float64, and checked: its shape, and that every row of it is a law."""
+    """A law's table, ``[contexts, states, A + 1]``, float64, and checked: its shape, and that every row is a law."""
     table = law.table(length).double()
     shape = (automaton.letters ** min(length, law.order), len(automaton.moves), automaton.letters + 1)
     if tuple(table.shape) not in (shape, (shape[0], 1, shape[2])):
@@ -381,7 +371,7 @@ def _table(law: Law, automaton: Automaton, length: int) -> Tensor:
             f"The law sums to a log-probability of {excess:.3g} at some context of {length} letters; expected 0, to "
             "five digits. Take its log_softmax."
         )
-    return table
+    return table.expand(-1, shape[1], -1)
 
 
 def _successors(automaton: Automaton, contexts: int, order: int) -> Tensor:
@@ -392,10 +382,7 @@ def _successors(automaton: Automaton, contexts: int, order: int) -> Tensor:
     return context[:, None, :] * states + automaton.moves[None]
 
 
-def _contexts(tokens: Tensor, order: int, letters: int) -> Tensor:
-    """The context after each token of each row, as a number: the last letters, in alphabetical order."""
-    context, found = torch.zeros_like(tokens[:, 0]), []
-    for column in tokens.unbind(dim=1):
-        context = torch.where(column < letters, (context * letters + column) % letters**order, context)
-        found.append(context)
-    return torch.stack(found, dim=1)
+def _after(node: Tensor, tokens: Tensor, automaton: Automaton, contexts: int, order: int) -> Tensor:
+    """The number of the node after one more token of each row, ``[rows]``; after the end it means nothing."""
+    letters = automaton.letters
+    return _successors(automaton, contexts, order).reshape(-1, letters)[node, tokens.clamp(max=letters - 1)]

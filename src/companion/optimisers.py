@@ -32,14 +32,11 @@ def rescale(
         gradient: c > 0, the factor on the gradient.
         parameter: u > 0, the factor on the parameter.
 
-    Returns:
-        The settings, with ``lr``, ``eps`` (Adam, AdamW) and ``weight_decay`` rescaled; the rest as given. A threshold
-        for gradient clipping is no setting of an optimiser: multiply it by c. (torch's ``clip_grad_norm_`` then clips
-        alike to five digits or so, because it adds 1e-6 to the norm.)
-
-    Raises:
-        ValueError: for an optimiser or a setting that is not known, a factor, ``lr``, ``eps`` or ``weight_decay`` out
-            of range, or one that the factors take beyond the range of floating-point numbers, to infinity or to zero.
+    Of the settings ``lr``, ``eps`` (Adam, AdamW) and ``weight_decay`` are rescaled; the rest is as given. A threshold
+    for gradient clipping is no setting of an optimiser: multiply it by c. (torch's ``clip_grad_norm_`` then clips alike
+    to five digits or so, because it adds 1e-6 to the norm.) Raises ``ValueError`` for an optimiser or a setting that is
+    not known, and for a factor, ``lr``, ``eps`` or ``weight_decay`` that is out of range, or that the factors take
+    beyond that of floating-point numbers, to infinity or to zero.
 
     Source: the update rules of ``torch.optim``; the case of RTB and Trust-PCL, claim E4.
     Derived in chapter ``two-optimisers-in-lockstep``.
@@ -69,22 +66,12 @@ def rescale(
 def trust_pcl_settings(
     optimiser: str, policy: Mapping[str, object], log_z: Mapping[str, object], *, alpha: float
 ) -> tuple[dict[str, object], dict[str, object]]:
-    """Return the settings for Trust-PCL's policy and its V(s_0) that repeat an RTB run step by step.
+    """Return the settings for Trust-PCL's policy, and those for its V(s_0), that repeat an RTB run step by step.
 
-    Both losses carry the half that :func:`companion.rtb.loss` and :func:`companion.trust_pcl.loss` have. For a loss
-    without it, use :func:`rescale` with ``gradient=0.5`` first.
-
-    Args:
-        optimiser: as in :func:`rescale`.
-        policy: the settings with which RTB trains its policy.
-        log_z: the settings with which RTB trains log Z.
-        alpha: the KL weight of Trust-PCL, > 0, beta being 1/alpha; start its value at alpha log Z.
-
-    Returns:
-        The settings for the policy, and those for V(s_0).
-
-    Raises:
-        ValueError: as :func:`rescale`.
+    ``policy`` and ``log_z`` are the settings with which RTB trains these; ``alpha`` is the KL weight of Trust-PCL, > 0,
+    beta being 1/alpha: start its value at alpha log Z. Both losses carry the half that :func:`companion.rtb.loss` and
+    :func:`companion.trust_pcl.loss` have. For a loss without it, use :func:`rescale` with ``gradient=0.5`` first.
+    Raises ``ValueError`` as that.
 
     Source: claim E4, from the gradients of Deleu et al. (2025). Derived in chapter ``two-optimisers-in-lockstep``.
     """
@@ -103,11 +90,8 @@ def _complete(optimiser: str, settings: Mapping[str, object]) -> dict[str, Any]:
         raise ValueError(f"optimiser is {optimiser!r}; expected one of {OPTIMISERS}. Choose one of these.")
     if not isinstance(settings, Mapping):
         raise ValueError(f"settings is {settings!r}; expected a mapping such as {{'lr': 1e-3}}. Pass a dictionary.")
-    known = {
-        name: argument.default
-        for name, argument in inspect.signature(getattr(torch.optim, optimiser)).parameters.items()
-        if name != "params"
-    }
+    arguments = inspect.signature(getattr(torch.optim, optimiser)).parameters
+    known = {name: argument.default for name, argument in arguments.items() if name != "params"}
     unknown = sorted(map(str, set(settings) - set(known)))
     if unknown:
         raise ValueError(

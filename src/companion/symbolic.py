@@ -8,6 +8,7 @@ torch: the rest runs in a browser, where there is none.
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 import sympy
@@ -140,9 +141,7 @@ def evaluate(expression: Expr, values: Mapping[Symbol | IndexedBase, object]) ->
     """
     import torch
 
-    def tensor(value: object) -> "torch.Tensor":
-        return torch.as_tensor(value, dtype=torch.float64)
-
+    tensor = partial(torch.as_tensor, dtype=torch.float64)
     bases = {base.label for base in expression.atoms(IndexedBase)}
     missing = (expression.free_symbols - bases - expression.atoms(sympy.Indexed)) - set(values)
     missing |= expression.atoms(IndexedBase) - set(values)

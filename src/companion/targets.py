@@ -47,9 +47,8 @@ class GaussianMixture:
         weights: ``[components]``, positive, with sum 1.
         variance: of each component, > 0.
 
-    Raises:
-        ValueError: for a wrong shape, dtype or device, means that are not finite, weights that are no law, or
-            ``variance <= 0``.
+    Raises ``ValueError`` for a wrong shape, dtype or device, means that are not finite, weights that are no law, or
+    ``variance <= 0``.
 
     Source: standard; the closed-form drift that ends in it is :class:`companion.samplers.drifts.MixtureDrift`. Used
     in chapter ``twenty-five-modes-to-nine``.
@@ -72,17 +71,19 @@ class GaussianMixture:
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Return the log-density at ``x``, ``[batch, dim]``: ``[batch]``. Keeps gradients."""
-        return self._log_joint(x).logsumexp(dim=1)
+        self._check_points(x)
+        squares = (x[:, None] - self.means).square().sum(dim=2)
+        normaliser = 0.5 * self.means.shape[1] * math.log(2 * math.pi * self.variance)
+        return (self.weights.log() - normaliser - 0.5 * squares / self.variance).logsumexp(dim=1)
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         """Draw ``n`` points, ``[n, dim]``. Raises ``ValueError`` without a generator."""
         check_positive_integers(n=n)
         check_generator(generator)
         component = torch.multinomial(self.weights, n, replacement=True, generator=generator)
-        noise = torch.randn(
-            n, self.means.shape[1], generator=generator, dtype=self.means.dtype, device=self.means.device
-        )
-        return self.means[component] + math.sqrt(self.variance) * noise
+        means = self.means[component]
+        noise = torch.randn(means.shape, generator=generator, dtype=means.dtype, device=means.device)
+        return means + math.sqrt(self.variance) * noise
 
     def nearest(self, x: Tensor) -> Tensor:
         """Return the index of the mean nearest to each point of ``x``, ``[batch, dim]``: ``[batch]``, int64.
@@ -92,12 +93,6 @@ class GaussianMixture:
         self._check_points(x)
         check_finite("x", x, "Leave out the points of a sampler that diverged, or mend it.")
         return torch.cdist(x, self.means).argmin(dim=1)
-
-    def _log_joint(self, x: Tensor) -> Tensor:
-        self._check_points(x)
-        squares = (x[:, None] - self.means).square().sum(dim=2)
-        normaliser = 0.5 * self.means.shape[1] * math.log(2 * math.pi * self.variance)
-        return self.weights.log() - normaliser - 0.5 * squares / self.variance
 
     def _check_points(self, x: Tensor) -> None:
         dim = self.means.shape[1]
@@ -114,8 +109,7 @@ class Tilt:
         prior: what the reference samples.
         posterior: the target at beta = 1.
 
-    Raises:
-        ValueError: for what are no two mixtures in one space, of one dtype.
+    Raises ``ValueError`` for what are no two mixtures in one space, of one dtype.
     """
 
     prior: GaussianMixture
@@ -162,15 +156,11 @@ def tilted_mode_weights(tilt: Tilt, factor: float) -> Tensor:
 
     Within a mode r(x) is nearly constant where modes are far apart: the ratio r_k of posterior weight and prior weight,
     0 where the posterior has none. So mode k has its prior weight times exp(factor r_k). Left out is the share of a
-    component that lies nearer to another mean, less than 1e-5 in the illustrative example.
+    component that lies nearer to another mean, less than 1e-5 in the illustrative example. The first published baseline
+    with weight w and batches of n has the factor (1 - 1/n) / (2w).
 
-    Args:
-        tilt: a prior and a posterior of one variance, each mean of the posterior being one of the prior.
-        factor: at least 0; the first published baseline with weight w and batches of n has (1 - 1/n) / (2w).
-
-    Raises:
-        ValueError: for two variances, a mean that the prior does not have, or a factor that is negative, not finite, or
-            so large that its product with r is not.
+    Raises ``ValueError`` for two variances, a mean of the posterior that the prior does not have, or a factor that is
+    negative, not finite, or so large that its product with r is not.
 
     Source: claim B1. Derived in chapter ``anatomy-of-a-baseline``.
     """

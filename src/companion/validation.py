@@ -239,18 +239,21 @@ def check_matrix(name: str, value: Tensor, layout: str) -> None:
         raise ValueError(f"{name} has shape {tuple(value.shape)}; expected {layout}, not empty. Pass one per row.")
 
 
-def check_tokens(tokens: Tensor, vocabulary: int) -> None:
+def check_tokens(name: str, tokens: Tensor, vocabulary: int) -> None:
     """Refuse what is no int64 matrix of tokens of a vocabulary. Raises ``ValueError``."""
     if not isinstance(tokens, Tensor) or tokens.dtype != torch.int64 or tokens.ndim != 2 or not tokens.numel():
         given = f"{tokens.dtype} {tuple(tokens.shape)}" if isinstance(tokens, Tensor) else type(tokens).__name__
-        raise ValueError(f"tokens is {given}; expected int64 [rows, columns], not empty. Encode the texts.")
+        raise ValueError(f"{name} is {given}; expected int64 [rows, columns], not empty. Encode the texts.")
     low, high = int(tokens.min()), int(tokens.max())
     if not 0 <= low <= high < vocabulary:
-        raise ValueError(f"tokens go from {low} to {high}; expected 0 to {vocabulary - 1}. Encode them anew.")
+        raise ValueError(f"{name} goes from {low} to {high}; expected 0 to {vocabulary - 1}. Encode the texts anew.")
 
 
-def check_shares(name: str, shares: Tensor) -> None:
-    """Refuse what is not floats >= 0, some above: how often each of several is drawn. Raises ``ValueError``."""
+def check_shares(name: str, shares: Tensor, rows: int) -> None:
+    """Refuse what is not ``[rows]`` floats >= 0, some above: how often each row is drawn. Raises ``ValueError``."""
+    shape = tuple(shares.shape) if isinstance(shares, Tensor) else type(shares).__name__
+    if shape != (rows,):
+        raise ValueError(f"{name} is {shape}; expected {rows}, one for each row. Give each its own.")
     check_finite(name, shares, "Leave such paths out.")
     if not shares.is_floating_point() or bool((shares < 0).any()) or not bool(shares.sum() > 0):
         raise ValueError(

@@ -3,16 +3,11 @@
 ``registry/NN-chapter.toml`` gives a chapter's title and states each of its claims once: ID, title, statement in MyST,
 and the kinds of evidence it must have. A chapter is known by its notebook's name without the number, and the numbers
 order the chapters.
-A check names its claim and its kind:
 
-- :func:`check_symbolic`: two expressions differ by exactly zero, for a horizon that stays a symbol;
-- :func:`check_exact`: two tensors agree to rounding, on a problem that is enumerated, not sampled;
-- :func:`check_converged`: an optimiser that used exact gradients ended where it should, within a stated tolerance;
-- :func:`check_statistical`: an interval over several seeds lies within a margin that was fixed beforehand;
-- :func:`check_witness`: a gap is there, so that something fails to hold.
-
-Each asserts, then prints what was compared and the bound that held, never digits that could differ between machines.
-The book's ledger is written from the checks that are found in its cells and tests.
+There is a check for each kind of evidence. It takes the ID of its claim first; ``what`` says for the reader, in words
+or symbols, what is compared. It asserts, or raises ``AssertionError``, then prints what was compared and the bound that
+held, never digits that could differ between machines. An unknown claim, one that has no such evidence, and a check that
+could not fail are a ``ValueError``. The book's ledger is written from the checks in its cells and tests.
 """
 
 import math
@@ -106,21 +101,12 @@ def check_symbolic(
     free: Collection[sympy.Symbol],
     given: Mapping[sympy.Expr, sympy.Expr] | None = None,
 ) -> None:
-    """Assert that two expressions are equal, the symbols in ``free`` (horizon, number of actions) being unspecified.
+    """Assert that ``left - right`` reduces to zero, the symbols in ``free`` (horizon, number of actions) unspecified.
 
-    Args:
-        claim: an ID of the registry.
-        left: one side.
-        right: the other; ``left - right`` must reduce to zero.
-        what: the equation in words or symbols, for the reader.
-        free: symbols that must still occur in one side or the other, so that no number was put in for them on the way.
-        given: equations used at the end, such as ``{over_actions(pi[a]): 1}``: values of sums, entries, functions and
-            derivatives, or of symbols that are not in ``free``.
-
-    Raises:
-        AssertionError: where the sides differ; the message shows what is left.
-        ValueError: for an unknown claim, where a symbol of ``free`` is gone or ``given`` puts something in for it, or
-            where the sides are one expression to begin with.
+    These must still occur in one side or the other, so that no number was put in for them on the way. ``given`` holds
+    equations used at the end, such as ``{over_actions(pi[a]): 1}``: values of sums, entries, functions and derivatives,
+    or of other symbols. Raises ``ValueError`` where a symbol of ``free`` is gone or ``given`` puts something in for it,
+    or where the sides are one expression to begin with.
     """
     _require(claim, "symbolic")
     left, right = sympy.sympify(left), sympy.sympify(right)
@@ -141,28 +127,24 @@ def check_symbolic(
 def check_exact(claim: str, left: Tensor, right: Tensor, what: str, *, scale: Tensor | float) -> None:
     """Assert that two tensors agree to rounding: ``|left - right| <= SLACK eps scale``, entry by entry.
 
-    Args:
-        claim: an ID of the registry.
-        left: one side, float64 or float32, of any shape, not empty.
-        right: the other, of the same shape and dtype. To claim that ``left`` vanishes, pass zeros.
-        what: the equation in words or symbols, for the reader.
-        scale: the size of the terms that were summed, a positive number or a tensor of the shape of ``left``; see
-            :func:`size_of_terms`. It must not be so large that every pair would pass.
-
-    Raises:
-        AssertionError: where an entry differs by more.
-        ValueError: for an unknown claim, or for sides that cannot disagree: one and the same tensor, shapes or dtypes
-            that differ, nothing to compare, a scale that is not positive, a tolerance as large as the values, or one
-            that rounding does not need.
+    The sides, of an enumerated problem, are float64 or float32, of one shape; to claim that ``left`` vanishes, pass
+    zeros. ``scale`` is the size of the terms that were summed, a number or a tensor of their shape: see
+    :func:`size_of_terms`. Raises ``ValueError`` for sides that cannot disagree: one and the same tensor, shapes or
+    dtypes that differ, nothing to compare, a scale that is not positive, a tolerance as large as the values, or one
+    that rounding does not need.
     """
     _require(claim, "exact")
     left, right = left.detach(), right.detach()
     _refuse_different(claim, left, right)
     tolerance = SLACK * torch.finfo(left.dtype).eps * torch.as_tensor(scale, dtype=left.dtype)
     _refuse_vacuous(claim, left, right, tolerance, scale)
-    _refuse_loose(claim, right, torch.as_tensor(scale))
-    worst = (left - right).abs() - tolerance
-    assert bool((worst <= 0).all()), (
+    largest, most = max(1.0, float(right.abs().max())), float(torch.as_tensor(scale).max())
+    if most > LARGEST_SCALE * largest:
+        raise ValueError(
+            f"{claim}: scale is up to {most:.3g} for values up to {largest:.3g}; expected what rounding explains. Use "
+            "check_converged for what an optimiser found, or smaller terms."
+        )
+    assert bool(((left - right).abs() <= tolerance).all()), (
         f"{claim} fails: {what}; the sides differ by up to {float((left - right).abs().max()):.3g}, "
         f"beyond the tolerance of {float(tolerance.max()):.3g}"
     )
@@ -171,18 +153,11 @@ def check_exact(claim: str, left: Tensor, right: Tensor, what: str, *, scale: Te
 
 
 def check_converged(claim: str, left: Tensor, right: Tensor, what: str, *, within: float) -> None:
-    """Assert that a computation that only ends near its answer, an optimiser's say, came within a tolerance of it.
+    """Assert that what only ends near its answer, an optimiser with exact gradients say, came within a tolerance of it.
 
-    Args:
-        claim: an ID of the registry.
-        left: where it ended, float64 or float32, of any shape, not empty.
-        right: the answer, found in another way, of the same shape and dtype; zeros for a distance that should vanish.
-        what: what ended where, for the reader.
-        within: the largest difference of an entry, a positive number.
-
-    Raises:
-        AssertionError: where an entry differs by more.
-        ValueError: as for :func:`check_exact`, with ``within`` for the tolerance.
+    ``left`` is where it ended, ``right`` the answer, found in another way: tensors as for :func:`check_exact`, zeros
+    for a distance that should vanish. ``within`` is the largest difference of an entry. Raises ``ValueError`` as that,
+    with ``within`` for the tolerance.
     """
     _require(claim, "converged")
     left, right = left.detach(), right.detach()
@@ -198,17 +173,9 @@ def check_statistical(
 ) -> None:
     """Assert that an interval lies inside a margin, and print the margin, not the interval, which training moves.
 
-    Args:
-        claim: an ID of the registry.
-        low: lower end of an interval over the seeds, such as that of :func:`companion.statistics.mean_interval`.
-        high: upper end.
-        what: the quantity in words, for the reader.
-        within: the margin, fixed beforehand; one end may be infinite.
-        seeds: number of independent runs behind the interval.
-
-    Raises:
-        AssertionError: where the interval leaves the margin.
-        ValueError: for an unknown claim, fewer than two seeds, no interval, or a margin that nothing can leave.
+    ``low`` and ``high`` are its ends, over ``seeds`` independent runs, as :func:`companion.statistics.mean_interval`
+    returns them; ``within`` is the margin, fixed beforehand, of which one end may be infinite. Raises ``ValueError``
+    for fewer than two seeds, no interval, or a margin that nothing can leave.
     """
     _require(claim, "statistical")
     if seeds < 2 or not -math.inf < low <= high < math.inf:
@@ -227,17 +194,9 @@ def check_statistical(
 
 
 def check_witness(claim: str, gap: float, what: str, *, above: float) -> None:
-    """Assert that a gap is larger than ``above``: the witness that something does not hold.
+    """Assert that a gap, the size of a failure, is larger than ``above``: the witness that something does not hold.
 
-    Args:
-        claim: an ID of the registry.
-        gap: the size of the failure shown.
-        what: what the gap is, for the reader.
-        above: the threshold, > 0, fixed beforehand and far above rounding.
-
-    Raises:
-        AssertionError: where the gap is not larger.
-        ValueError: for an unknown claim or a threshold that rounding could pass.
+    The threshold is fixed beforehand. Raises ``ValueError`` for one that rounding could pass.
     """
     _require(claim, "witness")
     if not above >= 1e-6:
@@ -273,18 +232,15 @@ def _claims(chapters: Mapping[str, dict[str, Any]]) -> dict[str, Claim]:
         twice = sorted(set(rows) & set(claims))
         if twice:
             raise ValueError(f"{chapter} has {twice}, as another chapter has; expected every claim once. Drop one.")
-        claims |= {key: _claim(key, row, chapter) for key, row in rows.items()}
+        for key, row in rows.items():
+            unknown = set(row["evidence"]) - set(KINDS)
+            if unknown or not row["evidence"]:
+                raise ValueError(
+                    f"{key} lists evidence {sorted(unknown)}; expected one or more of {KINDS}. Mend that of {chapter}."
+                )
+            tidy = {"statement": row["statement"].strip(), "evidence": tuple(row["evidence"])}
+            claims[key] = Claim(id=key, chapter=chapter, **(row | tidy))
     return claims
-
-
-def _claim(key: str, row: dict[str, Any], chapter: str) -> Claim:
-    unknown = set(row["evidence"]) - set(KINDS)
-    if unknown or not row["evidence"]:
-        raise ValueError(
-            f"{key} lists evidence {sorted(unknown)}; expected one or more of {KINDS}. Mend the file of {chapter}."
-        )
-    evidence, rest = tuple(row["evidence"]), {name: row[name] for name in ("planned", "missed") if name in row}
-    return Claim(key, row["title"], row["statement"].strip(), chapter, evidence, **rest)
 
 
 def _require(claim: str, kind: str) -> None:
@@ -321,15 +277,6 @@ def _refuse_vacuous(claim: str, left: Tensor, right: Tensor, tolerance: Tensor, 
         raise ValueError(
             f"{claim}: most values are below the tolerance of {float(tolerance.max()):.3g}; expected a comparison "
             "that could fail. Take larger values, or a smaller scale."
-        )
-
-
-def _refuse_loose(claim: str, right: Tensor, scale: Tensor) -> None:
-    largest = max(1.0, float(right.abs().max()))
-    if float(scale.max()) > LARGEST_SCALE * largest:
-        raise ValueError(
-            f"{claim}: scale is up to {float(scale.max()):.3g} for values up to {largest:.3g}; expected what rounding "
-            "explains. Use check_converged for what an optimiser found, or smaller terms."
         )
 
 

@@ -4,11 +4,10 @@ Every function returns a closed matplotlib figure, so that a notebook cell that 
 numbers behind a figure are its arguments, and stay within reach of the reader.
 """
 
-from companion.plotting.curves import bands, curves_with_points, lines
+from companion.plotting.curves import bands, clouds, curves_with_points, fields, lines, scatter
 from companion.plotting.graphs import graph, machine
 from companion.plotting.laws import bars, mode_grids, weights_with_intervals
 from companion.plotting.pages import Page, path_slider
-from companion.plotting.points import clouds, fields, scatter
 from companion.plotting.style import COLOURS, CYCLE, MARKERS, panels
 from companion.plotting.tables import cells, grid, vocabularies
 

@@ -19,20 +19,19 @@ def graph(
     title: str = "",
     names: Mapping[int, str] | None = None,
 ) -> Figure:
-    """Draw a small problem from left to right, with a label on each state and edge.
+    """Draw a problem of some tens of states at most, from left to right, with a label on each state and edge.
 
-    Args:
-        problem: some tens of states at most.
-        states: one label per state.
-        edges: one label per edge.
-        shade: ``[edges]``, between 0 and 1; how dark and thick each edge is drawn.
-        title: what the figure shows.
-        names: a second label, to the right of the states given, such as the name of x.
+    ``shade``, ``[edges]`` between 0 and 1, is how dark and thick each edge is drawn; ``names`` has a second label, such
+    as the name of x, to the right of the states given; ``title`` says what the figure shows.
     """
     columns = _columns(problem)
     tallest = max(map(len, columns))
     figure, (axes,) = panels(height=1.1 + 0.62 * tallest)
-    place = _layout(columns, tallest)
+    place = {
+        state: (float(x), -(row + 0.5) * (tallest / len(members)))
+        for x, members in enumerate(columns)
+        for row, state in enumerate(members)
+    }
     shade = torch.full(problem.source.shape, 0.5) if shade is None else shade
     for edge, (begin, end) in enumerate(zip(problem.source.tolist(), problem.target.tolist(), strict=True)):
         weight = float(shade[edge])
@@ -98,12 +97,3 @@ def _columns(problem: Problem) -> list[list[int]]:
     for begin, end in zip(problem.source.tolist(), problem.target.tolist(), strict=True):
         depth[end] = max(depth[end], depth[begin] + 1)
     return [[state for state, at in enumerate(depth) if at == column] for column in range(max(depth) + 1)]
-
-
-def _layout(columns: list[list[int]], tallest: int) -> dict[int, tuple[float, float]]:
-    """Place the states column by column, each column centred."""
-    return {
-        state: (float(x), -(row + 0.5) * (tallest / len(members)))
-        for x, members in enumerate(columns)
-        for row, state in enumerate(members)
-    }

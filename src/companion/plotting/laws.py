@@ -12,16 +12,13 @@ from companion.plotting.style import COLOURS, CYCLE, MARKERS, floats, panels
 from companion.statistics import mean_interval
 
 
-def bars(
-    labels: Sequence[str], series: Mapping[str, Sequence[float] | Tensor], *, ylabel: str, colours: Sequence[str] = ()
-) -> Figure:
+def bars(labels: Sequence[str], series: Mapping[str, Sequence[float] | Tensor], *, ylabel: str) -> Figure:
     """Draw groups of bars, one group per label and one bar per series, hatched so that colour is not needed."""
     figure, (axes,) = panels()
     width = 0.8 / len(series)
     for j, (name, heights) in enumerate(series.items()):
         at = [i + (j - (len(series) - 1) / 2) * width for i in range(len(labels))]
-        colour = COLOURS[colours[j]] if colours else CYCLE[j]
-        axes.bar(at, floats(heights), width, label=name, color=colour, hatch=["", "//", "..", "xx"][j % 4])
+        axes.bar(at, floats(heights), width, label=name, color=CYCLE[j], hatch=["", "//", "..", "xx"][j % 4])
     axes.set_xticks(range(len(labels)), labels)
     axes.set_ylabel(ylabel)
     columns = len(series) if len(series) < 4 else 2
@@ -64,10 +61,9 @@ def weights_with_intervals(
 def mode_grids(means: Tensor, laws: Mapping[str, Tensor], *, kept: Tensor) -> Figure:
     """Draw mode weights in panels, three to a row, each weight as a square at its mean whose area is the weight.
 
-    Args:
-        means: ``[modes, 2]``, on a grid; a grey dot marks each.
-        laws: for each panel's title its weights, ``[modes]``. The largest of the first law fills its place on the grid.
-        kept: ``[modes]``, bool; squares of the others are hatched and of another colour.
+    A grey dot marks each of the ``means``, ``[modes, 2]``, on a grid, whose place the largest weight of the first law
+    fills; a law is ``[modes]``, by the title of its panel. Squares of what is not ``kept``, ``[modes]``, bool, are
+    hatched and of another colour.
     """
     rows = -(-len(laws) // 3)
     figure, axes = panels(3, rows=rows, height=2.2 * rows)

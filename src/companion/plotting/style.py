@@ -1,16 +1,13 @@
 """The book's one visual style: colours that colour-blind readers can tell apart, markers, and empty axes."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib.pyplot as plt
 from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from matplotlib.typing import RcKeyType
 
 #: Colours of Okabe and Ito, by what they stand for in every figure.
 COLOURS = {
@@ -28,7 +25,7 @@ MARKERS = ["o", "s", "^", "D", "v", "P", "X"]
 #: Line styles that go with :data:`CYCLE`.
 DASHES = ["-", "--", "-.", ":"]
 
-_STYLE: "dict[RcKeyType, Any]" = {
+_STYLE: dict[Any, Any] = {
     "figure.dpi": 110,
     "savefig.facecolor": "white",
     "figure.facecolor": "white",

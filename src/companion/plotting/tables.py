@@ -1,6 +1,7 @@
 """Tables of cells: shaded and labelled, maps of values, and two vocabularies side by side."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -23,13 +24,10 @@ def grid(
             "one label per cell. Pass as many of each."
         )
     figure, (axes,) = panels(width=7.4, height=0.8 + 0.28 * len(rows))
-    axes.imshow(values.detach().numpy(), cmap="cividis_r", vmin=0, vmax=1.6, aspect="auto")
     for row, line in enumerate(labels):
         for column, label in enumerate(line):
             axes.annotate(label, (column, row), ha="center", va="center", fontsize=8)
-    axes.set_xticks(range(len(columns)), columns, fontsize=8)
-    axes.set_yticks(range(len(rows)), rows, fontsize=8)
-    _frame(axes, title)
+    _shade(axes, values.detach().numpy(), rows, columns, title, top=1.6, fontsize=8)
     return figure
 
 
@@ -38,13 +36,10 @@ def cells(
 ) -> Figure:
     """Draw a map, ``[rows, columns]``, of values from 0 to ``top``, each written into its cell."""
     figure, (axes,) = panels(height=1.4 + 0.42 * len(rows))
-    axes.imshow(values, cmap="cividis_r", vmin=0, vmax=1.25 * top, aspect="auto")
     for (i, j), value in np.ndenumerate(values):
         axes.annotate(f"{value:.2f}", (j, i), ha="center", va="center", color="white" if value > 0.6 * top else "black")
-    axes.set_xticks(range(len(columns)), columns)
-    axes.set_yticks(range(len(rows)), rows)
     axes.set(xlabel=xlabel, ylabel=ylabel)
-    _frame(axes, title)
+    _shade(axes, values, rows, columns, title, top=1.25 * top)
     return figure
 
 
@@ -65,8 +60,13 @@ def vocabularies(rows: Sequence[tuple[str, str, str]]) -> Figure:
     return figure
 
 
-def _frame(axes: Axes, title: str) -> None:
-    """Give a table its title, and take the ticks and the box away."""
+def _shade(
+    axes: Axes, values: np.ndarray, rows: Sequence[str], columns: Sequence[str], title: str, *, top: float, **text: Any
+) -> None:
+    """Give a table its cells, names and title, and take the ticks and the box away."""
+    axes.imshow(values, cmap="cividis_r", vmin=0, vmax=top, aspect="auto")
+    axes.set_xticks(range(len(columns)), columns, **text)
+    axes.set_yticks(range(len(rows)), rows, **text)
     axes.set_title(title, fontsize=10.5)
     axes.tick_params(length=0)
     for side in axes.spines.values():

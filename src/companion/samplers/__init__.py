@@ -5,7 +5,7 @@ in :mod:`~companion.samplers.diffusion`, with their networks; tables of logits i
 texts in :mod:`~companion.samplers.tokens`, with the network of the book's names in :mod:`~companion.samplers.contexts`.
 """
 
-from companion.samplers.batch import Batch, Fading, Sampler, join
+from companion.samplers.batch import Batch, Fading, Sampler
 from companion.samplers.contexts import ContextNetwork
 from companion.samplers.diffusion import DiffusionSampler, Exploration, Store, resampled_prior_paths
 from companion.samplers.tabular import EveryPath, TabularSampler, UniformMixture
@@ -25,7 +25,6 @@ __all__ = [
     "TokenSampler",
     "UniformMixture",
     "Writing",
-    "join",
     "resampled_prior_paths",
     "resampled_prior_texts",
 ]

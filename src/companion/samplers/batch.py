@@ -7,7 +7,7 @@ of a graph or tokens alike. The behaviour, which is what draws the paths, is a v
 Source: the choices of behaviour in Venkatraman et al. (2024) and Sendera et al. (2024).
 """
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -93,30 +93,6 @@ class Batch:
         return torch.full_like(self.log_reward, self.log_pi.shape[1] - 1, dtype=torch.int64)
 
 
-def join(parts: list[Batch]) -> Batch:
-    """Return several batches, of as many columns and one dtype, as one.
-
-    Where some have true lengths or per-step rewards, those of the others are filled in. Behaviours and states are left
-    out unless all have them. Raises ``ValueError`` where some have groups and others none, dtypes or columns differ, or
-    there is no batch.
-    """
-    kinds = {(part.log_pi.shape[1], part.log_pi.dtype, part.group is None) for part in parts}
-    if len(kinds) != 1:
-        raise ValueError(
-            f"parts is {len(parts)} batches with {len(kinds)} kinds of columns, dtype and groups; expected one kind. "
-            "Pad them alike, convert them, and give all a group or none."
-        )
-    if len(parts) == 1:
-        return parts[0]
-    if any(part.steps is not None for part in parts):
-        parts = [replace(part, steps=part.last() + 1) for part in parts]
-    if any(part.rewards is not None for part in parts):
-        parts = [replace(part, rewards=part.per_step_rewards()) for part in parts]
-    columns = {field.name: [getattr(part, field.name) for part in parts] for field in fields(Batch)}
-    whole = {name: column for name, column in columns.items() if all(entry is not None for entry in column)}
-    return Batch(**{name: torch.cat(column) for name, column in whole.items()})
-
-
 class Sampler(Protocol):
     """What :func:`companion.training.loop.fine_tune` asks of a sampler.
 
@@ -181,35 +157,37 @@ def check_fading(name: str, number: float | Fading, *, at_most: float | None = N
     check_number(name, at(number, 0), at_least=0, at_most=at_most)
 
 
-def check_behaviour(behaviour: object, expected: type | tuple[type, ...]) -> None:
+def check_behaviour(behaviour: object, *expected: type) -> None:
     """Refuse a behaviour of another sampler. Raises ``ValueError``."""
     if not isinstance(behaviour, expected):
-        kinds = expected if isinstance(expected, tuple) else (expected,)
-        names = " or ".join(kind.__name__ for kind in kinds)
+        names = " or ".join(kind.__name__ for kind in expected)
         raise ValueError(
             f"behaviour is {behaviour!r}; expected {names}, or None for the policy's own paths. Each sampler has a "
             "behaviour of its own type: pass one of this sampler's."
         )
 
 
-def weights_of(model: object) -> list[Tensor]:
-    """Return the parameters of a module, none of another function."""
-    return list(model.parameters()) if isinstance(model, torch.nn.Module) else []
+def weights_of(policy: object, reference: object, stored: list[Tensor]) -> list[Tensor]:
+    """Return the parameters of a policy, to be trained while the reference and what is stored stay as they are.
 
-
-def check_apart(policy: list[Tensor], reference: list[Tensor], stored: list[Tensor]) -> None:
-    """Refuse a reference that is trained with the policy, or is of another dtype or device; and such a store.
-
-    Raises ``ValueError``.
+    Raises ``ValueError`` where the policy is no module or has none, where the reference shares one that is trained, and
+    where policy, reference and store differ in dtype or device.
     """
-    trained = {weight.data_ptr() for weight in policy if weight.requires_grad and weight.numel()}
-    shared = sum(weight.data_ptr() in trained for weight in reference)
+    modules = (model if isinstance(model, torch.nn.Module) else torch.nn.Module() for model in (policy, reference))
+    weights: list[list[Tensor]] = [list(module.parameters()) for module in modules]
+    ours, theirs = weights
+    if not ours:
+        given = f"{type(policy).__name__} without parameters"
+        raise ValueError(f"policy is a {given}; expected a torch.nn.Module to train. Wrap it in one.")
+    trained = {weight.data_ptr() for weight in ours if weight.requires_grad and weight.numel()}
+    shared = sum(weight.data_ptr() in trained for weight in theirs)
     if shared:
         raise ValueError(
             f"policy and reference share {shared} tensor(s) that are trained; expected none: the reference would move "
             "with the policy. Pass a copy: copy.deepcopy(reference).requires_grad_(True)."
         )
-    parts = {"policy": policy, "reference": reference, "store": stored}
+    parts = {"policy": ours, "reference": theirs, "store": stored}
     kinds = {name: (part[0].dtype, part[0].device) for name, part in parts.items() if part}
     if len(set(kinds.values())) > 1:
         raise ValueError(f"dtypes and devices are {kinds}; expected those of the policy. Convert or move the rest.")
+    return ours

@@ -106,15 +106,11 @@ class ContextNetwork(torch.nn.Module):
 
     def table(self, length: int) -> Tensor:
         """Return log-probabilities after texts of ``length`` letters: see :class:`companion.automata.Law`."""
-        known = min(length, self.order)
-        digits = [torch.arange(self.letters)] * known
-        contexts = torch.cartesian_prod(*digits).reshape(self.letters**known, known) if known else torch.zeros(1, 0)
-        begun = torch.full((len(contexts), self.order - known), self.letters)
-        contexts = torch.cat([begun, contexts.long()], dim=1)[:, None]
+        places = self.letters ** torch.arange(min(length, self.order)).flip(0)
+        known = torch.arange(self.letters ** len(places))[:, None] // places % self.letters
+        contexts = torch.cat([torch.full((len(known), self.order - len(places)), self.letters), known], dim=1)
         states = None if self.wish is None else torch.arange(len(self.wish))
-        if states is not None:
-            contexts = contexts.expand(-1, len(states), -1)
-        return self._logits(contexts, states, torch.tensor(length)).log_softmax(dim=2)
+        return self._logits(contexts[:, None], states, torch.tensor(length)).log_softmax(dim=2)
 
     def _after_begin(self, tokens: Tensor) -> Tensor:
         return torch.cat([tokens.new_full((len(tokens), self.order - 1), self.letters), tokens], dim=1)

@@ -5,33 +5,22 @@ the policy: any function of states and time. A path's log-probability is a sum o
 under the drift that drew it or any other. Exploration adds variance to the steps that are *drawn*; the sampler that is
 trained keeps its own.
 
-Chapter ``twenty-five-modes-to-nine`` fine-tunes such a sampler.
-
 Source: the setting of Venkatraman et al. (2024) and Zhang and Chen (2022).
 """
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from companion.plain import storable
-from companion.samplers.batch import (
-    Batch,
-    Fading,
-    at,
-    check_apart,
-    check_behaviour,
-    check_fading,
-    join,
-    weights_of,
-)
+from companion.samplers.batch import Batch, Fading, at, check_behaviour, check_fading, weights_of
 from companion.validation import (
     check_finite,
     check_generator,
+    check_kind,
     check_number,
     check_positive_integers,
     check_replay,
@@ -103,11 +92,9 @@ def traced_rollout(
 ) -> tuple[Tensor, Tensor]:
     """Draw paths as :func:`rollout` does, and keep the drifts that drew them, with their gradients.
 
-    Each step is taken from a constant state, so gradients flow through the drift at that state only: what the
-    log-probability of a given path needs. Pass the drifts on to :func:`step_log_prob`, and no state is computed twice.
-
-    Returns:
-        The states, ``[n, steps + 1, dim]``, and the drift at all states but the last, ``[n, steps, dim]``.
+    Returns the states, ``[n, steps + 1, dim]``, and the drift at all states but the last, ``[n, steps, dim]``, for
+    :func:`step_log_prob`, so that no state is computed twice. Each step is taken from a constant state: gradients flow
+    through the drift at that state only, which is what the log-probability of a given path needs.
 
     Source: Euler-Maruyama. Used in chapter ``twenty-five-modes-to-nine``.
     """
@@ -118,7 +105,9 @@ def traced_rollout(
     shape = (process.steps, n, process.dim)
     noise = torch.randn(shape, generator=generator, dtype=dtype, device=generator.device)
     noise *= math.sqrt(process.variance * process.dt + extra_std**2)
-    states, record = [start], _record(drift, process.times(start), n)
+    times = process.times(start)
+    # A drift may bring a faster record of its own, as companion.samplers.networks.DriftNetwork does.
+    states, record = [start], drift.record(times, n) if hasattr(drift, "record") else _Record(drift, times)
     for k, step_noise in enumerate(noise):
         move = record.step(k, states[-1])
         states.append(torch.add(states[-1], move, alpha=process.dt) + step_noise)
@@ -130,20 +119,14 @@ def traced_rollout(
 def log_prob(process: Process, drift: Drift, states: Tensor, *, extra_std: float = 0.0) -> Tensor:
     """Return the log-density of each step of given paths under a drift: ``[n, steps]``. Keeps gradients.
 
-    Args:
-        process: the process.
-        drift: the policy; called once, on all states but the last, ``[n, steps, dim]``, and times ``[steps]``.
-        states: ``[n, steps + 1, dim]``.
-        extra_std: as in :func:`rollout`, where the paths' own law is wanted.
-
-    Raises:
-        ValueError: for states or a drift of the wrong shape, or a number out of range.
+    ``states`` is ``[n, steps + 1, dim]``; the drift is called once, on all of them but the last. ``extra_std`` is as in
+    :func:`rollout`, where the paths' own law is wanted. Raises ``ValueError`` for states or a drift of the wrong shape,
+    or a number out of range.
 
     Source: the Gaussian density. Used in chapter ``twenty-five-modes-to-nine``.
     """
     _check_states(process, states)
-    before = states[:, :-1]
-    move = _drift_at(drift, before, process.times(states))
+    move = ask("The drift", drift, states[:, :-1], process.times(states), like=states[:, :-1])
     check_finite("The drift", move, "Lower the rate of training, or clip.")
     return step_log_prob(process, states, move, extra_std=extra_std)
 
@@ -184,31 +167,18 @@ class Store:
     weights: Tensor
 
     def __post_init__(self) -> None:
-        parts = {field.name: getattr(self, field.name) for field in fields(self)}
-        if (
-            not all(isinstance(part, Tensor) and part.is_floating_point() for part in parts.values())
-            or not self._fits()
-        ):
-            given = ", ".join(f"{name} {_kind(part)}" for name, part in parts.items())
+        states = self.states
+        if not isinstance(states, Tensor) or states.ndim != 3 or 0 in states.shape or not states.is_floating_point():
             raise ValueError(
-                f"The store has {given}; expected states [paths, steps + 1, dim], log_ref [paths, steps], log_reward "
-                "[paths] and weights [paths], one path or more, of one dtype and device. Make it with "
-                "resampled_prior_paths."
+                f"states of the store is {_kind(states)}; expected floats, [paths, steps + 1, dim], one path or more. "
+                "Make it with resampled_prior_paths."
             )
-        for name, part in parts.items():
-            check_finite(f"{name} of the store", part, "Leave such paths out.")
-        check_shares("weights of the store", self.weights)
-
-    def _fits(self) -> bool:
-        others = (self.log_ref, self.log_reward, self.weights)
-        if (
-            self.states.ndim != 3
-            or len(self.states) == 0
-            or len({(x.dtype, x.device) for x in (self.states, *others)}) > 1
-        ):
-            return False
-        paths, columns = self.states.shape[:2]
-        return [tuple(other.shape) for other in others] == [(paths, columns - 1), (paths,), (paths,)]
+        one_each = states[:, 0, 0]
+        likes = {"states": states, "log_ref": states[:, 1:, 0], "log_reward": one_each, "weights": one_each}
+        for name, like in likes.items():
+            check_answer(f"{name} of the store", getattr(self, name), like)
+            check_finite(f"{name} of the store", getattr(self, name), "Leave such paths out.")
+        check_shares("weights of the store", self.weights, len(states))
 
 
 @storable
@@ -264,8 +234,7 @@ class DiffusionSampler:
         *,
         store: Store | None = None,
     ) -> None:
-        if not isinstance(process, Process):
-            raise ValueError(f"process is {process!r}; expected a Process. Pass diffusion.Process(...).")
+        check_kind("process", process, Process)
         for name, value in (("policy", policy), ("reference", reference), ("log_reward", log_reward)):
             if not callable(value) or isinstance(value, type):
                 raise ValueError(f"{name} is {value!r}; expected a function or a module, made. Pass one.")
@@ -278,17 +247,8 @@ class DiffusionSampler:
         self.store = store
 
     def parameters(self) -> list[Tensor]:
-        """Return the tensors to be trained: those of the policy.
-
-        Raises ``ValueError`` where the policy is no module or has none, where the reference would be trained with it,
-        and where policy, reference and store differ in dtype or device.
-        """
-        weights = weights_of(self.policy)
-        if not weights:
-            given = f"{type(self.policy).__name__} without parameters"
-            raise ValueError(f"policy is a {given}; expected a torch.nn.Module to train. Wrap the drift in one.")
-        check_apart(weights, weights_of(self.reference), [self.store.states] if self.store else [])
-        return weights
+        """Return the tensors to be trained. Raises ``ValueError`` as :func:`companion.samplers.batch.weights_of`."""
+        return weights_of(self.policy, self.reference, [self.store.states] if self.store else [])
 
     def constants(self) -> dict[str, object]:
         """Return what else the sampler is made of, by name: a checkpoint with another is that of another run."""
@@ -311,7 +271,11 @@ class DiffusionSampler:
             raise ValueError(f"generator is on {generator.device}; expected {device} as the policy. Make it there.")
         old = round(behaviour.replayed_at(iteration) * n)
         parts = [self._fresh(n - old, generator, at(behaviour.noise, iteration))] if old < n else []
-        return join(parts + ([self._stored(old, generator)] if old else []))
+        parts += [self._stored(old, generator)] if old else []
+        if len(parts) == 1:
+            return parts[0]
+        names = ("log_pi", "log_ref", "log_reward", "states")
+        return Batch(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
 
     def log_weights(self, states: Tensor, *, beta: float = 1.0) -> Tensor:
         """Return e of given paths, ``[n]``, float64: :meth:`companion.samplers.batch.Batch.log_weights`.
@@ -382,17 +346,12 @@ class _Record:
         self.kept: list[Tensor] = []
 
     def step(self, k: int, state: Tensor) -> Tensor:
-        move = _drift_at(self.drift, state, self.times[k])
+        move = ask("The drift", self.drift, state, self.times[k], like=state)
         self.kept.append(move)
         return move.detach()
 
     def moves(self) -> Tensor:
         return torch.stack(self.kept)
-
-
-def _record(drift: Drift, times: Tensor, n: int) -> Any:
-    """A drift may bring a faster record of its own, as companion.samplers.networks.DriftNetwork does."""
-    return drift.record(times, n) if hasattr(drift, "record") else _Record(drift, times)
 
 
 def _check_states(process: Process, states: Tensor) -> None:
@@ -406,8 +365,7 @@ def _check_states(process: Process, states: Tensor) -> None:
 
 def _check_store(store: Store, process: Process, reference: Drift) -> None:
     """Refuse paths of another process or reference: a few of them, scored again, show it."""
-    if not isinstance(store, Store):
-        raise ValueError(f"store is a {type(store).__name__}; expected a Store. Pass resampled_prior_paths'.")
+    check_kind("store", store, Store)
     _check_states(process, store.states)
     with torch.no_grad():
         found, kept = log_prob(process, reference, store.states[:4]), store.log_ref[:4]
@@ -437,20 +395,11 @@ def ask(name: str, function: Callable[..., Tensor], states: Tensor, *times: Tens
 
 def check_answer(name: str, answer: Tensor, like: Tensor) -> None:
     """Refuse what is no tensor of the shape, dtype and device of ``like``. Raises ``ValueError``."""
-    if not isinstance(answer, Tensor) or _facts(answer) != _facts(like):
-        given, wanted = _kind(answer), _kind(like)
+    if _kind(answer) != _kind(like):
         raise ValueError(
-            f"{name} is {given}; expected {wanted}, as the states. Return one number for each path, of a drift one for "
-            "each entry of each state, with torch's functions, in their dtype and on their device."
+            f"{name} is {_kind(answer)}; expected {_kind(like)}, as the states. Give one number for each path, of a "
+            "drift one for each entry of each state, with torch's functions, in their dtype and on their device."
         )
-
-
-def _drift_at(drift: Drift, states: Tensor, times: Tensor) -> Tensor:
-    return ask("The drift", drift, states, times, like=states)
-
-
-def _facts(tensor: Tensor) -> tuple[object, ...]:
-    return tensor.shape, tensor.dtype, tensor.device
 
 
 def _kind(value: object) -> str:

@@ -92,10 +92,12 @@ class TabularSampler:
         check_positive_integers(n=n)
         check_generator(generator)
         behaviour = UniformMixture() if behaviour is None else behaviour
-        check_behaviour(behaviour, (UniformMixture, EveryPath))
+        check_behaviour(behaviour, UniformMixture, EveryPath)
         if isinstance(behaviour, EveryPath):
             return self._every(n)
-        mixed = self._mixed(at(behaviour.epsilon, iteration))
+        epsilon, policy = at(behaviour.epsilon, iteration), self.log_policy().detach().exp()
+        uniform = 1 / self.problem.out_degree[self.problem.source].to(policy)
+        mixed = ((1 - epsilon) * policy + epsilon * uniform).log()
         law = self.paths.log_prob(mixed)
         index = torch.multinomial(law.exp(), n, replacement=True, generator=generator)
         drawn = self.paths.select(index)
@@ -111,15 +113,9 @@ class TabularSampler:
                 f"n is {n} with every path asked for; expected {len(self.paths)}, the number of paths. Set the "
                 "schedule's batch to that."
             )
-        steps = self._lengths(self.paths)[:, None]
+        taken = self.paths.edges >= 0
         law = -torch.tensor(float(n), dtype=self.logits.dtype).log()  # spread over the steps of each path
-        log_behaviour = torch.where(self.paths.edges >= 0, law / steps, 0.0)
-        return self._scored(self.paths, log_behaviour)
-
-    def _mixed(self, epsilon: float) -> Tensor:
-        policy = self.log_policy().detach().exp()
-        uniform = 1 / self.problem.out_degree[self.problem.source].to(policy)
-        return ((1 - epsilon) * policy + epsilon * uniform).log()
+        return self._scored(self.paths, torch.where(taken, law / taken.sum(dim=1, keepdim=True), 0.0))
 
     def _scored(self, paths: Paths, log_behaviour: Tensor | None) -> Batch:
         rewards = paths.per_step(self.problem.rewards)
@@ -129,10 +125,6 @@ class TabularSampler:
             rewards.sum(dim=1),
             log_behaviour,
             rewards,
-            steps=self._lengths(paths),
+            steps=(paths.edges >= 0).sum(dim=1),
             states=paths.states,
         )
-
-    @staticmethod
-    def _lengths(paths: Paths) -> Tensor:
-        return (paths.edges >= 0).sum(dim=1)

@@ -6,8 +6,6 @@ of the token in the next one. A step of a path is a token after the prompt, the 
 there every per-step entry is zero, and ``steps`` says where a path ends. A text of the maximal length ends with
 probability one, so that the probabilities of all texts sum to one.
 
-Chapter ``names-with-a-wish`` fine-tunes such a sampler.
-
 Source: Venkatraman et al. (2024), who train token models by relative trajectory balance.
 """
 
@@ -15,13 +13,14 @@ import copy
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from companion.plain import storable
-from companion.samplers.batch import Batch, Fading, at, check_apart, check_behaviour, check_fading, weights_of
+from companion.samplers.batch import Batch, Fading, at, check_behaviour, check_fading, weights_of
 from companion.validation import (
     check_counts,
     check_finite,
@@ -80,7 +79,8 @@ class TextStore:
         weights: ``[texts]``, floats >= 0; how often each is drawn, in proportion.
         prompt: ``[texts]``, int64; which of the sampler's prompts each goes on from. None where it has just one.
 
-    Raises ``ValueError`` for rows that are no tokens, weights that are no law, or parts that do not fit the rows.
+    Raises ``ValueError`` for rows that are no tokens, or weights that are no law over them. Prompts are for the sampler
+    to check.
     """
 
     tokens: Tensor
@@ -88,14 +88,8 @@ class TextStore:
     prompt: Tensor | None = None
 
     def __post_init__(self) -> None:
-        check_tokens(self.tokens, sys.maxsize)
-        for name, part in (("weights", self.weights), ("prompt", self.prompt)):
-            shape = tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__
-            if shape != (len(self.tokens),) and (name, part) != ("prompt", None):
-                raise ValueError(
-                    f"{name} of the store is {shape}; expected [texts], {len(self.tokens)}. Give each one."
-                )
-        check_shares("weights of the store", self.weights)
+        check_tokens("tokens", self.tokens, sys.maxsize)
+        check_shares("weights of the store", self.weights, len(self.tokens))
 
 
 class TokenSampler:
@@ -146,9 +140,17 @@ class TokenSampler:
         self.policy, self.reference, self.log_reward = policy, reference, log_reward
         self.end, self.max_length, self.group_size, self.store = end, max_length, group_size, store
         self.prompts, self.conditional = torch.full((1, 1), end) if prompts is None else prompts, prompts is not None
-        self._check_prompts()
+        #: How many tokens there are.
+        self.vocabulary = self._vocabulary()
+        check_tokens("prompts", self.prompts, self.vocabulary)
+        check_tokens("end", torch.tensor([[end]]), self.vocabulary)
+        if self.prompts.shape[1] > max_length + 1:
+            raise ValueError(
+                f"prompts has {self.prompts.shape[1]} columns; expected at most {max_length + 1}, max_length and the "
+                "first token. Shorten them, or raise max_length."
+            )
         #: Tokens of each prompt, ``[conditions]``.
-        self.prompt_lengths = _last(self.prompts != end) + 1
+        self.prompt_lengths = ((self.prompts != end) * torch.arange(self.prompts.shape[1])).amax(dim=1) + 1
         #: The most steps that a path has: the columns of a batch.
         self.steps = max_length + 2 - int(self.prompt_lengths.min())
         for name, model in (("policy", policy), ("reference", reference)):
@@ -160,16 +162,8 @@ class TokenSampler:
             self.lengths(store.tokens, store.prompt)
 
     def parameters(self) -> list[Tensor]:
-        """Return the tensors to be trained: those of the policy.
-
-        Raises ``ValueError`` where the policy is no module or has none, and where the reference would be trained.
-        """
-        weights = weights_of(self.policy)
-        if not weights:
-            given = type(self.policy).__name__
-            raise ValueError(f"policy is a {given} without parameters; expected a torch.nn.Module to train. Pass one.")
-        check_apart(weights, weights_of(self.reference), [])
-        return weights
+        """Return the tensors to be trained. Raises ``ValueError`` as :func:`companion.samplers.batch.weights_of`."""
+        return weights_of(self.policy, self.reference, [])
 
     def constants(self) -> dict[str, object]:
         """Return what else the sampler is made of, by name: a checkpoint with another is that of another run."""
@@ -189,9 +183,10 @@ class TokenSampler:
         check_generator(generator)
         behaviour = Writing() if behaviour is None else behaviour
         check_behaviour(behaviour, Writing)
-        self._check_has(behaviour)
-        if self.copy is not None and behaviour.refresh is not None and iteration % behaviour.refresh == 0:
-            _refresh(self.copy, self.policy)
+        if behaviour.refresh is not None:
+            self._refresh(behaviour.refresh, iteration)
+        if behaviour.replayed and self.store is None:
+            raise ValueError("replayed is above 0, but there is no store; expected one. Pass resampled_prior_texts'.")
         until = behaviour.replay_until
         old = round(behaviour.replayed * n) if until is None or iteration < until else 0
         parts = [self._fresh(n - old, generator, behaviour, iteration)] if old < n else []
@@ -205,7 +200,7 @@ class TokenSampler:
         Raises ``ValueError`` for rows of another width, tokens outside the vocabulary, a row that does not begin with
         its prompt or does not end, and a ``prompt`` that is not there.
         """
-        check_tokens(tokens, self.vocabulary)
+        check_tokens("tokens", tokens, self.vocabulary)
         prompt = self._prompt_of(len(tokens), prompt)
         after = torch.arange(tokens.shape[1]) >= self.prompt_lengths[prompt][:, None]
         ends = (tokens == self.end) & after
@@ -245,9 +240,10 @@ class TokenSampler:
         self, model: Any, behaviour: Writing, prompt: Tensor, generator: torch.Generator, iteration: int
     ) -> Tensor:
         tokens, place = self._begun(prompt), self.prompt_lengths[prompt]
-        reader, alive = _Reader(model, tokens, place), torch.ones(len(prompt), dtype=torch.bool)
+        alive, cached = torch.ones(len(prompt), dtype=torch.bool), _cached(model)
+        logits, cache = model.begin(tokens, place) if cached else (_after(model, tokens, place), None)
         while True:
-            chances = _mixed(reader.logits, behaviour, iteration).exp()
+            chances = _mixed(logits, behaviour, iteration).exp()
             check_finite("the probability of the next token", chances, "Lower the rate of training.")
             drawn = torch.multinomial(chances, 1, generator=generator).squeeze(1)
             drawn = torch.where(alive & (place <= self.max_length), drawn, self.end)
@@ -255,7 +251,7 @@ class TokenSampler:
             alive, place = alive & (drawn != self.end), place + alive.long()
             if not bool(alive.any()):
                 return tokens
-            reader.read(tokens, drawn, place)
+            logits, cache = model.advance(drawn, cache) if cached else (_after(model, tokens, place), None)
 
     def _begun(self, prompt: Tensor) -> Tensor:
         tokens = torch.full((len(prompt), self.max_length + 2), self.end)
@@ -265,8 +261,7 @@ class TokenSampler:
     def _stored(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         assert self.store is not None
         index = torch.multinomial(self.store.weights, n, replacement=True, generator=generator)
-        tokens, prompt = self.store.tokens[index], self.store.prompt
-        return tokens, self._prompt_of(n, None if prompt is None else prompt[index])
+        return self.store.tokens[index], self._prompt_of(len(self.store.tokens), self.store.prompt)[index]
 
     def _scored(self, tokens: Tensor, prompt: Tensor, behaviour: Writing | None, iteration: int) -> Batch:
         logits, lengths = self.policy(tokens[:, :-1]), self.lengths(tokens, prompt)
@@ -324,33 +319,25 @@ class TokenSampler:
             self._asked = bool(beyond.any())
         return answer
 
-    def _check_prompts(self) -> None:
-        if not isinstance(self.prompts, Tensor) or self.prompts.ndim != 2 or 0 in self.prompts.shape:
-            raise ValueError(f"prompts is {self.prompts!r}; expected int64 [conditions, columns]. Pad with the end.")
-        if self.prompts.shape[1] > self.max_length + 1:
-            raise ValueError(
-                f"prompts has {self.prompts.shape[1]} columns; expected at most {self.max_length + 1}, max_length and "
-                "the first token. Shorten them, or raise max_length."
-            )
-        sizes = {self._vocabulary_of("policy", self.policy), self._vocabulary_of("reference", self.reference)}
+    @torch.no_grad()
+    def _vocabulary(self) -> int:
+        """How many tokens the models know. Refuses logits of another shape, and a model that looks ahead."""
+        sizes, tokens = set(), torch.zeros(1, self.max_length + 1, dtype=torch.int64)
+        other = tokens.clone()
+        for name, model in (("policy", self.policy), ("reference", self.reference)):
+            logits = model(tokens)
+            shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            if shape[:2] != tokens.shape or len(shape) != 3:
+                raise ValueError(
+                    f"{name} returns {shape}; expected [batch, columns, vocabulary]. Return every column's."
+                )
+            other[:, -1] = 1 % logits.shape[2]
+            if not _alike(model(other)[:, :-1], logits[:, :-1]):
+                raise ValueError(f"{name} looks ahead: later tokens change its logits; expected it causal. Mask them.")
+            sizes.add(logits.shape[2])
         if len(sizes) > 1:
             raise ValueError(f"policy and reference know {sizes} tokens; expected as many. Pass models that fit.")
-        #: How many tokens there are.
-        self.vocabulary = sizes.pop()
-        check_tokens(torch.cat([self.prompts.reshape(1, -1), torch.tensor([[self.end]])], dim=1), self.vocabulary)
-
-    @torch.no_grad()
-    def _vocabulary_of(self, name: str, model: Model) -> int:
-        """How many tokens a model knows. Refuses logits of another shape, and a model that looks ahead."""
-        tokens = torch.zeros(1, self.max_length + 1, dtype=torch.int64)
-        logits = model(tokens)
-        shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        if not isinstance(logits, Tensor) or shape[:2] != tokens.shape or len(shape) != 3:
-            raise ValueError(f"{name} returns {shape}; expected [batch, columns, vocabulary]. Return every column's.")
-        tokens[:, -1] = 1 % logits.shape[2]
-        if not _alike(model(tokens)[:, :-1], logits[:, :-1]):
-            raise ValueError(f"{name} looks ahead: a later token changes its logits; expected a causal one. Mask it.")
-        return logits.shape[2]
+        return sizes.pop()
 
     @torch.no_grad()
     def _check_cache(self, name: str, model: Any) -> None:
@@ -367,11 +354,14 @@ class TokenSampler:
                 f"{name} returns other logits from begin and advance than when called; expected the same. Mend them."
             )
 
-    def _check_has(self, behaviour: Writing) -> None:
-        if behaviour.refresh is not None and self.copy is None:
+    @torch.no_grad()
+    def _refresh(self, every: int, iteration: int) -> None:
+        """Copy each weight and buffer by name, tied ones and those that no checkpoint keeps too, where it is time."""
+        if self.copy is None:
             raise ValueError("refresh is set, but there is no copy of the policy; expected one. Pass lagged=True.")
-        if behaviour.replayed and self.store is None:
-            raise ValueError("replayed is above 0, but there is no store; expected one. Pass resampled_prior_texts'.")
+        if iteration % every == 0:
+            for name, value in self.copy.named_buffers():
+                value.copy_(attrgetter(name)(self.policy))
 
 
 def resampled_prior_texts(sampler: TokenSampler, n: int, generator: torch.Generator, *, beta: float = 1.0) -> TextStore:
@@ -408,21 +398,9 @@ def _cached(model: object) -> bool:
     return hasattr(model, "begin") and hasattr(model, "advance")
 
 
-class _Reader:
-    """A model's logits after what is written so far, row by row: from its cache where it has one."""
-
-    def __init__(self, model: Any, tokens: Tensor, place: Tensor) -> None:
-        self.model, self.cached = model, _cached(model)
-        if self.cached:
-            self.logits, self.cache = model.begin(tokens, place)
-        else:
-            self.read(tokens, place, place)
-
-    def read(self, tokens: Tensor, drawn: Tensor, place: Tensor) -> None:
-        if self.cached:
-            self.logits, self.cache = self.model.advance(drawn, self.cache)
-        else:
-            self.logits = self.model(tokens[:, : int(place.max())])[torch.arange(len(place)), place - 1]
+def _after(model: Model, tokens: Tensor, place: Tensor) -> Tensor:
+    """A model's logits of the next token of each row, ``[rows, vocabulary]``, from the rows as they are so far."""
+    return model(tokens[:, : int(place.max())])[torch.arange(len(place)), place - 1]
 
 
 def _mixed(logits: Tensor, behaviour: Writing, iteration: int) -> Tensor:
@@ -440,11 +418,6 @@ def _of_either(own: Tensor, other: Tensor, share: float) -> Tensor:
     return so_far.diff(dim=1, prepend=torch.zeros_like(so_far[:, :1]))
 
 
-def _last(found: Tensor) -> Tensor:
-    """The last column where each row holds, 0 where none does: ``[rows]``."""
-    return (found * torch.arange(found.shape[1])).amax(dim=1)
-
-
 def _untrained_copy(policy: Model) -> Any:
     """A copy whose weights are buffers: a checkpoint keeps these, and nothing trains them."""
     made = copy.deepcopy(policy)
@@ -453,14 +426,3 @@ def _untrained_copy(policy: Model) -> Any:
             delattr(module, name)
             module.register_buffer(name, value.detach().clone())
     return made
-
-
-@torch.no_grad()
-def _refresh(made: torch.nn.Module, policy: Any) -> None:
-    """Copy every weight and buffer by name: those that are tied, or that no checkpoint of the policy keeps, too."""
-    now = {
-        **dict(policy.named_parameters(remove_duplicate=False)),
-        **dict(policy.named_buffers(remove_duplicate=False)),
-    }
-    for name, value in made.named_buffers():
-        value.copy_(now[name])
