@@ -1039,3 +1039,8 @@ def test_a_law_may_be_off_by_the_rounding_of_its_largest_logarithm():
 def test_a_law_without_any_probability_is_refused():
     with pytest.raises(ValueError, match="sums to probability 0"):
         mdp.expectation(torch.zeros(2).double(), torch.full((2,), -math.inf).double())
+
+
+def test_along_no_path_there_is_nothing_to_look_up():
+    none = mdp.enumerate_paths(mdp.tree(2, 1)).select(torch.empty(0, dtype=torch.int64))
+    assert none.per_step(torch.empty(0)).shape == (0, 1) and none.per_state(torch.empty(0)).shape == (0, 2)
