@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from inputs import EPS, agree, generator, in_one_line, problems, random_dag
+from inputs import EPS, agree, generator, in_one_line, problems, random_dag, tensor
 from oracles import edges_from, listed_paths, path_totals, policy_value, random_policy, soft_value, solve_equations
 from torch.distributions import Categorical, kl_divergence
 
@@ -1028,14 +1028,32 @@ def test_what_was_given_in_place_of_a_law_or_a_reward_is_said(bad, given):
 
 
 def test_a_law_may_be_off_by_the_rounding_of_its_largest_logarithm():
-    """exp(-x) is rounded x times more than 1 is: 300 eps pass beside a logarithm of -700, and not beside one of -1."""
-    short = math.log1p(-300 * EPS)
-    assert mdp.expectation(torch.zeros(2).double(), torch.tensor([short, -700.0]).double()) == 0
-    rest = torch.tensor([math.log1p(-math.exp(-1.0) - 300 * EPS), -1.0]).double()
-    with pytest.raises(ValueError, match="sums to probability 0.99"):
-        mdp.expectation(torch.zeros(2).double(), rest)
+    """exp(-x) is rounded x times more than 1 is: for two paths 66 x 700 eps beside -700, and 66 eps beside -1."""
+
+    def beside(log_prob: float, missing: float) -> torch.Tensor:
+        law = tensor([math.log1p(-math.exp(log_prob) - missing * EPS), log_prob])
+        return mdp.expectation(tensor([0.0, 0.0]), law)
+
+    assert beside(-700.0, 46_000) == 0 and beside(-1.0, 50) == 0
+    for log_prob, missing in ((-700.0, 46_500), (-1.0, 100)):
+        with pytest.raises(ValueError, match="sums to probability"):
+            beside(log_prob, missing)
+
+
+def test_a_policy_may_be_off_by_the_rounding_of_its_state():
+    """With one action 16 (8 + 1) = 144 eps, met to the last bit: the sum of one exponential loses nothing."""
+    problem = mdp.from_edges([(0, 1)])
+    for sign in (1, -1):
+        assert mdp.evaluate(problem, tensor([sign * 144 * EPS]), kl_weight=0.0).tolist() == [0, 0]
+        with pytest.raises(ValueError, match="log_policy sums to a log-probability"):
+            mdp.evaluate(problem, tensor([sign * 150 * EPS]), kl_weight=0.0)
 
 
 def test_a_law_without_any_probability_is_refused():
     with pytest.raises(ValueError, match="sums to probability 0"):
-        mdp.expectation(torch.zeros(2).double(), torch.full((2,), -math.inf).double())
+        mdp.expectation(tensor([0.0, 0.0]), logs(0, 0))
+
+
+def test_along_no_path_there_is_nothing_to_look_up():
+    none = mdp.enumerate_paths(mdp.tree(2, 1)).select(torch.empty(0, dtype=torch.int64))
+    assert none.per_step(torch.empty(0)).shape == (0, 1) and none.per_state(torch.empty(0)).shape == (0, 2)
