@@ -6,6 +6,7 @@ here returns a value, so nothing computed here can link one objective to another
 """
 
 import sys
+from operator import ge, gt, le
 
 import torch
 from torch import Tensor
@@ -147,18 +148,12 @@ def check_number(
     name: str, value: float, *, above: float | None = None, at_least: float | None = None, at_most: float | None = None
 ) -> None:
     """Refuse anything but a finite Python number within the bounds given. Raises ``ValueError``."""
-    expected = "a finite Python number"
-    expected += f" > {above:g}" if above is not None else ""
-    expected += f" >= {at_least:g}" if at_least is not None else ""
-    expected += f" and <= {at_most:g}" if at_most is not None else ""
+    rules = ((">", gt, above), (">=", ge, at_least), ("<=", le, at_most))
+    bounds = [(sign, holds, bound) for sign, holds, bound in rules if bound is not None]
     largest = 2**63 - 1 if isinstance(value, int) else sys.float_info.max  # torch takes no larger integer
     number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= largest
-    if (
-        not number
-        or (above is not None and not value > above)
-        or (at_least is not None and not value >= at_least)
-        or (at_most is not None and not value <= at_most)
-    ):
+    if not number or not all(holds(value, bound) for _, holds, bound in bounds):
+        expected = "a finite Python number" + " and".join(f" {sign} {bound:g}" for sign, _, bound in bounds)
         raise ValueError(f"{name} is {value!r}; expected {expected}. Pass a plain float in that range, no tensor.")
 
 

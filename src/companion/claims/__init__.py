@@ -251,13 +251,12 @@ def _require(claim: str, kind: str) -> None:
 
 
 def _refuse_different(claim: str, left: Tensor, right: Tensor) -> None:
-    if left.shape != right.shape or left.dtype != right.dtype or left.numel() == 0:
+    float_dtypes = (torch.float32, torch.float64)
+    if left.shape != right.shape or not left.dtype == right.dtype in float_dtypes or left.numel() == 0:
         raise ValueError(
             f"{claim}: the sides are {tuple(left.shape)} {left.dtype} and {tuple(right.shape)} {right.dtype}; expected "
-            "equal shapes and dtypes, not empty. Nothing is broadcast."
+            "float64 or float32 of both, and equal shapes and dtypes, not empty. Nothing is broadcast."
         )
-    if left.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"{claim}: the sides are {left.dtype}; expected float64 or float32. Compute in one of these.")
 
 
 def _refuse_vacuous(claim: str, left: Tensor, right: Tensor, tolerance: Tensor, scale: Tensor | float) -> None:

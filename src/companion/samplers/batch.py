@@ -18,6 +18,7 @@ from companion.validation import (
     check_counts,
     check_fits,
     check_group,
+    check_matrix,
     check_number,
     check_positive_integers,
     check_steps,
@@ -52,9 +53,7 @@ class Batch:
     states: Tensor | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.log_pi, Tensor) or self.log_pi.ndim != 2 or not self.log_pi.is_floating_point():
-            given = tuple(self.log_pi.shape) if isinstance(self.log_pi, Tensor) else type(self.log_pi).__name__
-            raise ValueError(f"log_pi is {given}; expected a floating-point [batch, steps] tensor. Pass every step's.")
+        check_matrix("log_pi", self.log_pi, "[batch, steps]")
         check_fits("log_reward", self.log_reward, self.log_pi, self.log_pi.shape[:1], "[batch], one entry per path")
         for name in ("log_ref", "log_behaviour", "rewards"):
             value = getattr(self, name)

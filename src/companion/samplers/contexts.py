@@ -3,8 +3,6 @@
 Tokens enter by a table for each place they may have, summed; so it is a law of fixed context, whose every probability
 can be listed (:mod:`companion.automata`). The length of the text and the state of an automaton enter by tables of their
 own, zero at first: a network that is given them begins as the network without.
-
-Source: neural probabilistic language models of fixed context, Bengio et al. (2003).
 """
 
 from collections.abc import Mapping
@@ -34,7 +32,7 @@ class ContextNetwork(torch.nn.Module):
 
     Raises ``ValueError`` for an automaton of another alphabet, and on rows of more letters than it may be told of.
 
-    Source: Bengio et al. (2003). Used in chapter ``names-with-a-wish``.
+    Source: language models of fixed context, Bengio et al. (2003). Used in chapter ``names-with-a-wish``.
     """
 
     def __init__(

@@ -5,8 +5,6 @@ again. The module maps rows ``[batch, columns]`` to logits ``[batch, columns, vo
 of the token in the next one. A step of a path is a token after the prompt, the end among them. Padding is no step:
 there every per-step entry is zero, and ``steps`` says where a path ends. A text of the maximal length ends with
 probability one, so that the probabilities of all texts sum to one.
-
-Source: Venkatraman et al. (2024), who train token models by relative trajectory balance.
 """
 
 import copy
@@ -116,7 +114,7 @@ class TokenSampler:
     looks ahead, or says otherwise from its cache; models of two vocabularies; a store of other rows; and, for a copy,
     a policy that :meth:`parameters` refuses.
 
-    Source: Venkatraman et al. (2024). Used in chapter ``names-with-a-wish``.
+    Source: Venkatraman et al. (2024), who train token models by RTB. Used in chapter ``names-with-a-wish``.
     """
 
     def __init__(
