@@ -69,8 +69,8 @@ def mode_grids(means: Tensor, laws: Mapping[str, Tensor], *, kept: Tensor) -> Fi
         for mode in weights.argsort(descending=True).tolist():  # small squares on top of large ones
             side = 0.95 * spacing * float(weights[mode] / largest) ** 0.5
             x, y = floats(means[mode])
-            face, edge, hatch = (COLOURS["target"], "white", "") if kept[mode] else ("white", COLOURS["policy"], "//////")
-            square = Rectangle((x - side / 2, y - side / 2), side, side, zorder=2, fc=face, ec=edge, hatch=hatch)
+            fc, ec, hatch = (COLOURS["target"], "white", "") if kept[mode] else ("white", COLOURS["policy"], "//////")
+            square = Rectangle((x - side / 2, y - side / 2), side, side, zorder=2, fc=fc, ec=ec, hatch=hatch)
             axis.add_patch(square)
         axis.set(xlim=(low, high), ylim=(low, high), aspect="equal")
         axis.set_title(title, fontsize=10)
