@@ -139,9 +139,7 @@ def check_constant(**tensors: Tensor) -> None:
 def check_minus_infinity_only(name: str, value: Tensor) -> None:
     """Refuse NaN and +inf but accept -inf, the logarithm of a zero reward. Raises ``ValueError``."""
     if bool((value.isnan() | value.isposinf()).any()):
-        raise NotFiniteError(
-            f"{name} holds NaN or +inf; expected finite values, or -inf where r(x) = 0. Mend the reward."
-        )
+        raise NotFiniteError(f"{name} holds NaN or +inf; expected finite values, or -inf where r(x) = 0. Mend it.")
 
 
 def check_number(
@@ -251,9 +249,7 @@ def check_shares(name: str, shares: Tensor, rows: int) -> None:
         raise ValueError(f"{name} is {shape}; expected {rows}, one for each row. Give each its own.")
     check_finite(name, shares, "Leave such paths out.")
     if not shares.is_floating_point() or bool((shares < 0).any()) or not bool(shares.sum() > 0):
-        raise ValueError(
-            f"{name} are no floats, negative or all 0; expected floats >= 0, some above. Mend the weights."
-        )
+        raise ValueError(f"{name} are no floats, negative or all 0; expected floats >= 0, some above. Mend them.")
 
 
 def check_replay(replayed: float, replay_until: int | None) -> None:
@@ -270,9 +266,7 @@ def check_law(name: str, law: Tensor, slack: float) -> None:
     _check_tensor(name, law)
     total = float(law.detach().double().sum())
     if law.ndim != 1 or bool((law < 0).any()) or not abs(total - 1) <= min(slack, sys.float_info.max):
-        raise ValueError(
-            f"{name} sums to probability {total:.12g}; expected 1, of [outcomes], none negative. Normalise it."
-        )
+        raise ValueError(f"{name} sums to probability {total:.12g}; expected 1, [outcomes], none < 0. Normalise it.")
 
 
 def check_finite(name: str, value: Tensor, advice: str) -> None:

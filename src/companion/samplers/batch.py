@@ -65,9 +65,7 @@ class Batch:
         shape = (self.log_pi.shape[0], self.log_pi.shape[1] + 1)
         if self.states is not None and tuple(getattr(self.states, "shape", ()))[:2] != shape:
             given = tuple(self.states.shape) if isinstance(self.states, Tensor) else type(self.states).__name__
-            raise ValueError(
-                f"states is {given}; expected {(*shape, '...')}. Pass the states before and after each step."
-            )
+            raise ValueError(f"states is {given}; expected {(*shape, '...')}. Pass those before and after each step.")
 
     def log_weights(self, *, beta: float = 1.0) -> Tensor:
         """Return e of each path, ``beta log r(x) - sum(log_pi - log_ref)``: ``[batch]``, nats. Keeps gradients.
@@ -130,9 +128,7 @@ class Fading:
         check_counts(until=self.until)
         check_positive_integers(end=self.end)
         if self.end < self.until:
-            raise ValueError(
-                f"end is {self.end} with until {self.until}; expected a stretch that ends after it begins. Raise end."
-            )
+            raise ValueError(f"end is {self.end} with until {self.until}; expected it to end after that. Raise end.")
 
     def at(self, iteration: int) -> float:
         """Return the number at an iteration. Raises ``ValueError`` unless that counts from 0."""
@@ -150,9 +146,7 @@ def at(number: float | Fading, iteration: int) -> float:
 def check_fading(name: str, number: float | Fading, *, at_most: float | None = None) -> None:
     """Refuse what is neither a number >= 0 nor one that fades from such a number. Raises ``ValueError``."""
     if not isinstance(number, int | float | Fading):
-        raise ValueError(
-            f"{name} is {number!r}; expected a number or a Fading. Pass samplers.Fading(start, until, end)."
-        )
+        raise ValueError(f"{name} is {number!r}; expected a number or a Fading. Pass a Fading(start, until, end).")
     check_number(name, at(number, 0), at_least=0, at_most=at_most)
 
 

@@ -71,9 +71,7 @@ class ContextNetwork(torch.nn.Module):
         own = self.state_dict()
         other = [name for name, value in weights.items() if name not in own or own[name].shape != value.shape]
         if other:
-            raise ValueError(
-                f"weights hold {', '.join(other)}; expected those of this network. Make one of their size."
-            )
+            raise ValueError(f"weights hold {', '.join(other)}; expected those of this network. Make one of that size.")
         self.load_state_dict(own | dict(weights))
         return self
 
