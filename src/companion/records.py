@@ -227,10 +227,7 @@ def provenance(root: Path, sources: Iterable[str], *, clean: bool = True) -> dic
     """
     given = [] if isinstance(sources, str) else list(sources)
     if not given or not all(isinstance(name, str) and name and (Path(root) / name).exists() for name in given):
-        raise ValueError(
-            f"sources is {sources!r}; expected a list of folders in {root}: git says of others that nothing has "
-            "changed. Check their names."
-        )
+        raise ValueError(f"sources is {sources!r}; expected a list of folders in {root}. Check their names.")
     changed, commit = _git(root, "status", "--porcelain", "--", *given), _git(root, "rev-parse", "HEAD")
     if clean and (changed or None in (changed, commit)):
         what = f"uncommitted changes: {changed}" if changed else f"no git checkout in {root} that knows {given}"

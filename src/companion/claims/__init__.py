@@ -177,7 +177,7 @@ def check_statistical(
     """
     _require(claim, "statistical")
     if seeds < 2 or not -math.inf < low <= high < math.inf:
-        raise ValueError(f"{claim}: {seeds} seed(s), [{low}, {high}]; expected two or more, and a finite interval.")
+        raise ValueError(f"{claim}: {seeds} seed(s), [{low}, {high}]; expected two seeds or more, a finite interval.")
     if not within[0] < within[1] or (math.isinf(within[0]) and math.isinf(within[1])):
         raise ValueError(f"{claim}: the margin is {within}; expected low < high, one of them finite. Fix a margin.")
     assert within[0] < low and high < within[1], (

@@ -154,10 +154,7 @@ def check_behaviour(behaviour: object, *expected: type) -> None:
     """Refuse a behaviour of another sampler. Raises ``ValueError``."""
     if not isinstance(behaviour, expected):
         names = " or ".join(kind.__name__ for kind in expected)
-        raise ValueError(
-            f"behaviour is {behaviour!r}; expected {names}, or None for the policy's own paths. Each sampler has a "
-            "behaviour of its own type: pass one of this sampler's."
-        )
+        raise ValueError(f"behaviour is {behaviour!r}; expected {names}, or None. Pass one of this sampler's own.")
 
 
 def weights_of(policy: object, reference: object, stored: list[Tensor]) -> list[Tensor]:

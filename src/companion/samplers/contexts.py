@@ -118,11 +118,9 @@ class ContextNetwork(torch.nn.Module):
         if self.wish is not None:
             hidden = hidden + self.wish[states]
         if self.length is not None:
-            if int(places.max()) >= len(self.length):
-                raise ValueError(
-                    f"A text has {int(places.max())} letters; expected at most {len(self.length) - 1}, the max_length "
-                    "of the network. Make one with a larger."
-                )
+            most, room = int(places.max()), len(self.length) - 1
+            if most > room:
+                raise ValueError(f"A text has {most} letters; expected at most {room}. Raise max_length.")
             hidden = hidden + self.length[places]
         logits: Tensor = self.rest(hidden)
         return logits

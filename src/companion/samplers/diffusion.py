@@ -368,10 +368,7 @@ class _Record:
 def _check_states(process: Process, states: Tensor) -> None:
     shape = tuple(states.shape) if isinstance(states, Tensor) else type(states).__name__
     if not isinstance(states, Tensor) or states.ndim != 3 or shape[1:] != (process.steps + 1, process.dim):
-        raise ValueError(
-            f"states is {shape}; expected [n, {process.steps + 1}, {process.dim}], that is [n, steps + 1, dim] of this "
-            "process. Draw them with rollout."
-        )
+        raise ValueError(f"states is {shape}; expected [n, {process.steps + 1}, {process.dim}]. Use rollout's.")
 
 
 def ask(name: str, function: Callable[..., Tensor], states: Tensor, *times: Tensor, like: Tensor) -> Tensor:

@@ -109,10 +109,7 @@ class TabularSampler:
 
     def _every(self, n: int) -> Batch:
         if n != len(self.paths):
-            raise ValueError(
-                f"n is {n} with every path asked for; expected {len(self.paths)}, the number of paths. Set the "
-                "schedule's batch to that."
-            )
+            raise ValueError(f"n is {n} with every path asked for; expected {len(self.paths)}. Set the batch to that.")
         steps = (self.paths.edges >= 0).sum(dim=1, keepdim=True)
         law = -torch.tensor(float(n), dtype=self.logits.dtype).log()  # spread over the steps of each path
         return self._scored(self.paths, torch.where(self.paths.edges >= 0, law / steps, 0.0))
