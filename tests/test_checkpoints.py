@@ -1,5 +1,6 @@
 """Runs that go on: from a checkpoint to the same numbers, whole or not at all, and refused for any other run."""
 
+import os
 import pickle
 from dataclasses import replace
 
@@ -202,6 +203,10 @@ def with_another_policy():
     return sampler
 
 
+class Kindred(samplers.DiffusionSampler):
+    """A sampler of another class, alike in all its parts."""
+
+
 STORE, MIXTURE = continuous(replayed=True).store, continuous().reference.mixture
 PROCESS = diffusion.Process(steps=4, variance=4.0)
 OTHER_RUNS = {
@@ -210,6 +215,7 @@ OTHER_RUNS = {
     "what the objective learns": ({"objective": RTB(BETA, Scalar(0.1))}, "weights of group 1 at the start"),
     "reward": ({"sampler": lambda: changed(log_reward=other_reward)}, "sampler's log_reward"),
     "label": ({"label": "another reward"}, "label"),
+    "class": ({"sampler": lambda: changed(__class__=Kindred)}, "sampler"),
     "process": ({"sampler": lambda: changed(process=PROCESS)}, "sampler's process"),
     "reference": ({"sampler": lambda: changed(reference=lambda s, t: s)}, "sampler's reference"),
     "store": (
@@ -218,6 +224,7 @@ OTHER_RUNS = {
     ),
     "schedule": ({"iterations": 11}, "schedule"),
     "evaluations": ({"evaluate_every": 3}, "evaluations"),
+    "no evaluations": ({"evaluate": None}, "evaluations"),
 }
 
 
@@ -264,19 +271,28 @@ def test_a_checkpoint_of_another_frozen_network_or_problem_is_refused(tmp_path):
             train(other, options={"checkpoint": path})
 
 
-@pytest.mark.parametrize("change", [{"iterations": 4}, {"groups": 0.2}, {"label": {"reward": "b"}}], ids=in_one_line)
+LABELS = [{"label": label} for label in ({"reward": "b"}, {}, {"reward": "a", "more": "b"})]
+
+
+@pytest.mark.parametrize("change", [{"iterations": 4}, {"groups": 0.2}, *LABELS], ids=in_one_line)
 def test_a_checkpoint_of_another_loop_is_refused(tmp_path, change):
-    """Of another length, other rates, or another text under a name of the user's."""
+    """Of another length, other rates, or another text under a name of the user's, none, or one more."""
 
     def run(iterations=3, groups=0.1, label=None):
         weight, options = torch.ones((), requires_grad=True), {"checkpoint": tmp_path / "run.npz"}
         groups = [([weight], groups)]
-        label = label or {"reward": "a"}
+        label = {"reward": "a"} if label is None else label
         training.optimise(lambda i: (weight.square(), {}), groups, iterations, generator(0), label=label, **options)
 
     run()
-    with pytest.raises(ValueError, match="checkpoint of another run .its (iterations|rates|reward): "):
+    with pytest.raises(ValueError, match="checkpoint of another run .its (iterations|rates|reward|more): "):
         run(**change)
+
+
+def test_a_checkpoint_without_a_label_is_that_of_an_empty_one(tmp_path):
+    options = {"checkpoint": tmp_path / "run.npz"}
+    first = train(tabular(), options=options)
+    assert_same_history(train(tabular(), options=options | {"label": ""}), first)
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -347,6 +363,29 @@ def test_dropout_and_buffers_go_on_too(tmp_path):
     resumed = run(2, options, continuous().policy)
     torch.manual_seed(2)
     assert resumed[2] == torch.rand(())
+
+
+def test_the_global_generator_of_a_gpu_goes_on_too(tmp_path, monkeypatch):
+    """Stood in for by a number that every draw moves on; it is that of the device of the run."""
+    states = {}
+
+    class OnGPU(torch.Generator):
+        device = torch.device("cuda", 1)
+
+    def run(seed, **options):
+        weight, states[OnGPU.device] = torch.ones((), requires_grad=True), torch.tensor(seed)
+
+        def loss_of(i):
+            states[OnGPU.device] = states[OnGPU.device] + 1
+            return (weight - states[OnGPU.device]).square(), {}
+
+        return training.optimise(loss_of, [([weight], 0.1)], 6, OnGPU(), **options).steps["loss"].tolist()
+
+    monkeypatch.setattr(torch.cuda, "get_rng_state", states.__getitem__)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: states.update({device: state}))
+    whole = run(1)
+    run(1, checkpoint=tmp_path / "run.npz", stop_after=3)
+    assert run(9, checkpoint=tmp_path / "run.npz") == whole
 
 
 def test_weights_that_numpy_has_no_numbers_for_are_kept(tmp_path):
@@ -430,6 +469,19 @@ def test_a_file_that_is_no_whole_checkpoint_is_refused(tmp_path, name):
     train(tabular(), RTB(BETA), options={"checkpoint": path, "stop_after": 5})
     DAMAGE[name](path)
     assert_refused(path)
+
+
+def test_a_file_with_code_in_it_is_refused_before_that_runs(tmp_path):
+    """A pickle among its arrays, which numpy would load if it were let."""
+    path, made = tmp_path / "run.npz", tmp_path / "made by the code"
+
+    class Code:
+        def __reduce__(self):
+            return os.mkdir, (str(made),)
+
+    np.savez(path, about=np.array([Code()]), digest=np.array(""))
+    assert_refused(path)
+    assert not made.exists()
 
 
 def test_a_bit_that_flips_is_seen_or_does_no_harm(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from inputs import EPS, agree, generator, in_one_line, problems, random_dag
+from inputs import EPS, agree, generator, in_one_line, problems, random_dag, tensor
 from oracles import edges_from, listed_paths, path_totals, policy_value, random_policy, soft_value, solve_equations
 from torch.distributions import Categorical, kl_divergence
 
@@ -985,3 +985,75 @@ def test_kl_regularised_rl_needs_no_correction_and_maxent_rl_counts_paths(shape)
 def test_batches_of_what_is_no_law_of_paths_are_refused(bad):
     with pytest.raises(ValueError, match=r"expected a floating-point \[paths\] tensor"):
         mdp.enumerate_batches(bad, 2)
+
+
+def test_the_running_example_has_these_edges():
+    problem = mdp.small_graph()
+    edges = list(zip(problem.source.tolist(), problem.target.tolist(), strict=True))
+    layers = [(0, 1), (0, 2), (0, 3)], [(1, 4), (1, 5)], [(2, 5), (2, 6)], [(3, 6), (3, 9)]
+    assert edges == [*sum(layers, []), (4, 7), (4, 8), (5, 8), (6, 8), (6, 9)]
+
+
+def test_random_rewards_have_the_spread_of_a_standard_normal_unless_said_otherwise():
+    problem = mdp.tree(2, 3)
+    plain, doubled = (mdp.randomise(problem, generator(5), **scale) for scale in ({}, {"reward_scale": 2.0}))
+    torch.testing.assert_close(doubled.rewards, 2 * plain.rewards)
+
+
+def test_a_discount_of_zero_is_refused_by_evaluation():
+    problem = mdp.tree(2, 2)
+    with pytest.raises(ValueError, match="gamma is 0.0; expected a finite Python number > 0"):
+        mdp.evaluate(problem, problem.log_ref, kl_weight=1.0, gamma=0.0)
+
+
+def test_as_many_paths_as_the_limit_are_listed():
+    assert len(mdp.enumerate_paths(mdp.tree(2, 3), limit=8)) == 8
+    with pytest.raises(ValueError, match="8"):
+        mdp.enumerate_paths(mdp.tree(2, 3), limit=7)
+
+
+def test_a_path_that_ends_just_beyond_the_states_of_the_problem_is_refused():
+    paths = mdp.enumerate_paths(mdp.tree(2, 1))
+    beyond = mdp.Paths(paths.edges, paths.states + 1)
+    with pytest.raises(ValueError, match="A path ends where the problem goes on"):
+        mdp.marginal(mdp.tree(2, 1), beyond, logs(0.5, 0.5))
+
+
+@pytest.mark.parametrize(("bad", "given"), [([0.0], "list"), (torch.zeros(2, 2), r"\(2, 2\)")], ids=["list", "matrix"])
+def test_what_was_given_in_place_of_a_law_or_a_reward_is_said(bad, given):
+    with pytest.raises(ValueError, match=f"log_behaviour is {given}; expected"):
+        mdp.enumerate_batches(bad, 2)
+    with pytest.raises(ValueError, match=f"log_reward is {given}; expected"):
+        mdp.tree(2, 1).with_log_reward(bad)
+
+
+def test_a_law_may_be_off_by_the_rounding_of_its_largest_logarithm():
+    """exp(-x) is rounded x times more than 1 is: for two paths 66 x 700 eps beside -700, and 66 eps beside -1."""
+
+    def beside(log_prob: float, missing: float) -> torch.Tensor:
+        law = tensor([math.log1p(-math.exp(log_prob) - missing * EPS), log_prob])
+        return mdp.expectation(tensor([0.0, 0.0]), law)
+
+    assert beside(-700.0, 46_000) == 0 and beside(-1.0, 50) == 0
+    for log_prob, missing in ((-700.0, 46_500), (-1.0, 100)):
+        with pytest.raises(ValueError, match="sums to probability"):
+            beside(log_prob, missing)
+
+
+def test_a_policy_may_be_off_by_the_rounding_of_its_state():
+    """With one action 16 (8 + 1) = 144 eps, met to the last bit: the sum of one exponential loses nothing."""
+    problem = mdp.from_edges([(0, 1)])
+    for sign in (1, -1):
+        assert mdp.evaluate(problem, tensor([sign * 144 * EPS]), kl_weight=0.0).tolist() == [0, 0]
+        with pytest.raises(ValueError, match="log_policy sums to a log-probability"):
+            mdp.evaluate(problem, tensor([sign * 150 * EPS]), kl_weight=0.0)
+
+
+def test_a_law_without_any_probability_is_refused():
+    with pytest.raises(ValueError, match="sums to probability 0"):
+        mdp.expectation(tensor([0.0, 0.0]), logs(0, 0))
+
+
+def test_along_no_path_there_is_nothing_to_look_up():
+    none = mdp.enumerate_paths(mdp.tree(2, 1)).select(torch.empty(0, dtype=torch.int64))
+    assert none.per_step(torch.empty(0)).shape == (0, 1) and none.per_state(torch.empty(0)).shape == (0, 2)

@@ -190,3 +190,14 @@ def test_weights_that_have_no_mean_are_refused(bad, words):
 def test_bad_input_is_refused(call):
     with pytest.raises(ValueError, match="expected"):
         call()
+
+
+def test_laws_and_weights_that_do_not_fit_are_refused_by_name():
+    half, third = tensor([0.5, 0.5]), tensor([1.0, 0.0, 0.0])
+    with pytest.raises(ValueError, match=r"^p is \(2,\) .*, q \(3,\)"):
+        metrics.total_variation(half, third)
+    with pytest.raises(ValueError, match=r"^log_p is \(2,\) .*, log_q \(3,\)"):
+        metrics.kl_divergence(half.log(), third.log())
+    for bad, given in (([0.0], "list"), (tensor([[0.0]]), r"\(1, 1\)")):
+        with pytest.raises(ValueError, match=f"^log_weight is {given}; expected"):
+            metrics.importance_log_z(bad)

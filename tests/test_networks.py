@@ -476,6 +476,14 @@ def test_a_traced_rollout_draws_the_paths_of_a_rollout(drift, extra):
         torch.testing.assert_close(found, diffusion.log_prob(PROCESS, drift, states, extra_std=std), **EXACT)
 
 
+def test_a_rollout_of_a_network_needs_no_pass_but_that_which_is_recorded():
+    """The drifts are kept as the paths are drawn: the network is never called as a function."""
+    network = made()
+    network.forward = None
+    _, moves = diffusion.traced_rollout(PROCESS, network, 3, generator(1), dtype=torch.float64)
+    assert moves.requires_grad
+
+
 def test_gradients_flow_through_the_drift_at_given_states_only():
     """A drift of one weight: of each step's log-density by hand, as if the states were data."""
     weight = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
@@ -501,7 +509,10 @@ def test_gradients_flow_through_the_drift_at_given_states_only():
         (lambda s, m: diffusion.traced_rollout(PROCESS, lambda s, t: s[:1], 3, generator(0)), "The drift is (1, 2)"),
         (lambda s, m: diffusion.traced_rollout(PROCESS, lambda s, t: None, 3, generator(0)), "The drift is NoneType"),
         (lambda s, m: diffusion.traced_rollout(PROCESS, lambda s, t: s / 0, 3, generator(0)), "infinite or NaN"),
-        (lambda s, m: diffusion.log_prob(PROCESS, lambda s, t: s / 0, s), "infinite or NaN"),
+        (
+            lambda s, m: diffusion.log_prob(PROCESS, lambda s, t: s / 0, s),
+            "The drift holds 30 value(s) that are infinite",
+        ),
     ],
 )
 def test_bad_paths_and_drifts_are_refused(call, words):

@@ -204,18 +204,27 @@ def test_an_objective_of_the_users_is_annealed_by_its_field_beta():
 
 
 def test_a_learned_log_z_for_other_paths_is_refused_in_their_words():
-    class ForThree(torch.nn.Module):
+    class LogZ(torch.nn.Module):
+        def __init__(self, answer):
+            super().__init__()
+            self.answer = answer
+
         def forward(self, batch):
-            return batch.log_reward[:3]
+            return self.answer(batch.log_reward)
 
     batch = batch_of([1.0, -2.0, 0.5, 4.0])
-    with pytest.raises(ValueError, match=r"returned \(3,\); expected one number for each of the 4 paths"):
-        RTB(BETA, Network(ForThree())).loss(batch, [])
+    for answer, given in (
+        (lambda rewards: rewards[:3], r"\(3,\)"),
+        (lambda rewards: rewards[:, None, None], r"\(4, 1, 1\)"),
+        (lambda rewards: rewards.tolist(), "list"),
+    ):
+        with pytest.raises(ValueError, match=f"returned {given}; expected one number for each of the 4 paths"):
+            RTB(BETA, Network(LogZ(answer))).loss(batch, [])
     with pytest.raises(ValueError, match=r"log_z has shape \(3,\); expected \(4,\).*one entry per path"):
         rtb.loss(batch.log_pi, batch.log_ref, batch.log_reward, tensor([0.0, 0.0, 0.0]))
 
 
-@pytest.mark.parametrize("clip", [3.0, 10.0, 100.0])
+@pytest.mark.parametrize("clip", [0.5, 3.0, 10.0, 100.0])
 def test_a_residual_beyond_the_clip_counts_as_the_clip(clip):
     """Residuals -+1 and -+20 nats about their mean; those within the clip are untouched."""
     batch = batch_of([10.0, 0.0, 5.5, 4.5])
@@ -372,6 +381,7 @@ def test_the_clip_holds_for_a_learned_baseline_too(baseline):
         (lambda: TrustPCL(-1.0), "kl_weight is -1.0"),
         (lambda: TrustPCL(0.0), "kl_weight \\+ entropy_weight is 0.0"),
         (lambda: TrustPCL(gamma=1.1), "gamma is 1.1"),
+        (lambda: TrustPCL(gamma=0.0), "gamma is 0.0"),
         (lambda: TrustPCL(length=0, value=StateTable(3)), "length is 0"),
         (lambda: TrustPCL(length=2), "value is Scalar"),
         (lambda: TrustPCL(value=StateTable(3)), "value is StateTable"),

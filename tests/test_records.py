@@ -643,7 +643,8 @@ def git(monkeypatch):
 def test_provenance_names_the_code_and_the_machine(git):
     """Git is asked about the given folders alone."""
     found = records.provenance(ROOT, ("src", "experiments"))
-    assert found["commit"] == "abc" and git.asked[0] == ("status", "--porcelain", "--", "src", "experiments")
+    assert git.asked == [("status", "--porcelain", "--", "src", "experiments"), ("rev-parse", "HEAD")]
+    assert found["commit"] == "abc" and "uncommitted" not in found
     assert found["torch"] == torch.__version__.split("+")[0] and found["numpy"] == np.__version__
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", found["started"])
     assert json.loads(json.dumps(found)) == found and found["cores"] >= 1

@@ -461,3 +461,34 @@ def test_the_gradient_of_the_published_penalty_is_twice_the_weight_times_the_log
     loss.backward()
     # 2 * 0.25 * log-ratio / 4 = (1, -0.5, -2, 0.5) / 8
     assert log_pi.grad.tolist() == [[0.125] * 2, [-0.0625] * 2, [-0.25] * 2, [0.0625] * 2]
+
+
+@pytest.mark.parametrize(
+    "options", [{"baseline": "leave_one_out"}, {"baseline": "batch_mean", "weights": "importance"}]
+)
+@pytest.mark.parametrize("group", [None, torch.tensor([0, 1, 0, 1])], ids=["one group", "two groups"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_loss_is_of_the_dtype_of_its_inputs(options, group, dtype):
+    log_pi, log_ref, log_reward = (tensor(values).to(dtype) for values in (LOG_PI, LOG_REF, LOG_REWARD))
+    if "weights" in options:
+        options = options | {"log_behaviour": log_ref}
+    loss = reinforce.kl_loss(log_pi.requires_grad_(), log_ref, log_reward, group=group, **options)
+    assert loss.dtype == dtype
+
+
+def test_the_published_baseline_names_what_it_refuses():
+    log_pi, log_ref, log_reward = parameter(LOG_PI), tensor(LOG_REF), tensor(LOG_REWARD)
+    for bad, words in (
+        (log_reward[:2], r"expected \(4,\), that is \[batch\], to go with"),
+        (log_reward * math.nan, "^log_reward holds"),
+        (log_reward + 800, r"^exp\(log_reward\) holds"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            reinforce.published_baseline_loss(log_pi, log_ref, bad, kl_weight=0.1)
+
+
+def test_a_reference_beyond_the_end_of_a_path_is_refused_by_its_name():
+    log_ref = tensor(LOG_REF)
+    log_ref[2, 1] = -1.0
+    with pytest.raises(ValueError, match=r"^log_ref is -1 at \[2, 1\]"):
+        reinforce.kl_loss(parameter(LOG_PI), log_ref, tensor(LOG_REWARD), steps=torch.tensor([2, 2, 1, 2]))

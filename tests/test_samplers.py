@@ -79,6 +79,14 @@ def test_only_the_policy_has_a_gradient():
         torch.testing.assert_close(ours, theirs, **EXACT)
 
 
+def test_paths_are_drawn_and_scored_in_torchs_inference_mode_too():
+    """It counts no versions of tensors, by which a state that is written over would be seen."""
+    sampler, expected = made(), made().draw(6, generator(1))
+    with torch.inference_mode():
+        states = diffusion.rollout(PROCESS, sampler.policy, 6, generator(1), dtype=torch.float64)
+        torch.testing.assert_close(sampler.log_weights(states), expected.log_weights(), **EXACT)
+
+
 def test_a_batch_has_the_dtype_of_the_policy():
     batch = made(dtype=torch.float32).draw(2, generator(1))
     assert {x.dtype for x in vars(batch).values() if x is not None} == {torch.float32}
@@ -515,6 +523,10 @@ OTHER = diffusion.Process(steps=4, variance=3.0)
         (lambda: trained(Of(None), store=of_process(diffusion.Process(5, 2.0))), r"states is \(50, 6, 2\)"),
         (lambda: trained(Of(None), store=of_process(OTHER)), "log_ref of the store is .* nats from that"),
         (lambda: trained(Of(None), start=lambda s, t: -s, store=stored()), "log_ref of the store is .* nats from that"),
+        (
+            lambda: trained(Of(None), store=replace(stored(), log_ref=stored().log_ref + 0.5)),
+            "log_ref of the store is 0.5 nats from that",
+        ),
         (lambda: trained(Of(None).float(), store=stored()), "dtypes and devices are .*float32.*float64"),
     ],
 )

@@ -208,3 +208,29 @@ def test_pairs_of_which_one_is_missing_are_refused():
     for compare in (statistics.difference_interval, statistics.smallest_margin):
         with pytest.raises(ValueError, match="first holds 3 values, second 2; expected pairs.* Leave out the seeds"):
             compare([1.0, 2.0, 3.0], SAMPLE, paired=True)
+
+
+def test_a_difference_of_just_the_margin_is_neither_equivalent_nor_different():
+    for sign in (1, -1):
+        found = statistics.equivalence([1.0, 1.0], [1.0 - sign, 1.0 - sign], margin=1.0)
+        assert (found.difference.mean, found.margin) == (sign, 1.0)
+        assert not found.equivalent and not found.different
+
+
+def test_samples_are_unpaired_unless_said_otherwise():
+    first, second = [0.1, 0.2, 0.4], [0.1, 0.25, 0.5]
+    assert statistics.smallest_margin(first, second) == statistics.smallest_margin(first, second, paired=False)
+    assert statistics.smallest_margin(first, second) > statistics.smallest_margin(first, second, paired=True)
+
+
+def test_integers_and_single_precision_are_seeds_values_too():
+    wanted = statistics.mean_interval([1.0, 2.0, 4.0])
+    assert statistics.mean_interval([1, 2, 4]) == wanted
+    assert statistics.mean_interval(np.array([1, 2, 4], dtype=np.float32)) == wanted
+
+
+def test_the_power_of_two_seeds_a_side_by_hand():
+    """Two degrees of freedom: t at 0.95 is 2.920; the error is the spread, so a margin of 4 leaves 1.080 of it."""
+    inside = 2 * stats.norm.cdf(4 - T95[2]) - 1
+    assert statistics.power(1.0, 2, margin=4.0) == pytest.approx(inside, rel=1e-3)
+    assert statistics.power(1.0, 2, margin=4.0) == statistics.power(1.0, 2, margin=4.0, true_difference=0.0)

@@ -392,3 +392,14 @@ def test_the_symbolic_sub_path_residual_is_that_of_the_package(first, length):
     rewards[:, -1], states[:, -1] = alpha_ * flow[:, -1], 0
     theirs = trust_pcl.residual(found["log_pi"], found["log_ref"], rewards, states, kl_weight=alpha_, **span)
     assert agree(theirs, -alpha_ * ours, scale=20)
+
+
+def test_a_sum_over_paths_begins_with_the_first():
+    assert symbolic.over_paths(k).limits == ((k, 1, N),)
+
+
+def test_numbers_are_put_into_logarithms_and_exponentials():
+    x = symbols("x", positive=True)
+    numbers = torch.tensor([3.0, 5.0], dtype=torch.float64)
+    value = symbolic.evaluate(sympy.log(x) + sympy.exp(2 * x), {x: numbers})
+    torch.testing.assert_close(value, numbers.log() + (2 * numbers).exp())

@@ -165,3 +165,17 @@ def test_points_of_another_shape_are_refused(bad):
     for function in (MIXTURE.log_prob, MIXTURE.nearest):
         with pytest.raises(ValueError, match=r"expected \[batch, 2\]"):
             function(bad)
+
+
+def test_samples_are_drawn_in_the_dtype_of_the_mixture():
+    """One mode at 0 with variance 1: its samples are the noise itself, all of its digits."""
+    mixture, draws = targets.GaussianMixture(tensor([[0.0, 0.0]]), tensor([1.0]), 1.0), generator(3)
+    torch.multinomial(mixture.weights, 5, replacement=True, generator=draws)
+    noise = torch.randn(5, 2, generator=draws, dtype=torch.float64)
+    assert torch.equal(mixture.sample(5, generator(3)), noise)
+
+
+@pytest.mark.parametrize(("bad", "given"), [([0.0], "list"), (torch.zeros(2, 2), r"\(2, 2\) torch.float32")])
+def test_what_was_given_in_place_of_points_is_said(bad, given):
+    with pytest.raises(ValueError, match=given):
+        MIXTURE.nearest(bad)

@@ -1,7 +1,10 @@
 """The training loop: what it asks for, what it does with the answers, divergence, evaluations, what it leaves alone."""
 
 import math
+import pydoc
 import random
+import re
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +15,7 @@ from test_objectives import KINDS, batch_of, learned_by
 from trainables import ALPHA, PROBLEM, Watched, assert_equal, continuous, tabular, train, weights_of
 
 from companion import rtb, training
-from companion.objectives import RTB, Annealed, Reinforce, Scalar, VarGrad
+from companion.objectives import RTB, Annealed, PublishedBaseline, Reinforce, Scalar, VarGrad
 from companion.samplers import Exploration, Fading, UniformMixture
 from companion.training import Linear
 from companion.training.loop import _measures
@@ -118,7 +121,7 @@ WEIGHT = torch.ones(1, dtype=torch.float64, requires_grad=True)
 @pytest.mark.parametrize(
     ("sampler", "words"),
     [
-        (Odd([]), "has 0 tensors to train"),
+        (Odd([]), "The sampler has 0 tensors to train"),
         (Odd([WEIGHT, torch.ones(1)]), "has 2 tensors to train, 1 of them frozen"),
         (Odd([WEIGHT], detached), "drew a log_pi without a gradient"),
         (Odd([WEIGHT], lambda n, draws: (n, draws)), "drew a tuple"),
@@ -137,6 +140,23 @@ def test_the_tensors_to_train_may_come_one_by_one():
     sampler = tabular()
     history = train(Odd([sampler.logits], sampler.draw))
     assert len(history.steps["loss"]) == 10 and not torch.equal(sampler.logits, PROBLEM.log_ref)
+
+
+class Slotted:
+    """A sampler without a ``__dict__``."""
+
+    __slots__ = ("parameters", "draw")
+
+    def __init__(self, sampler):
+        self.parameters, self.draw = sampler.parameters, sampler.draw
+
+
+def test_a_sampler_may_be_one_of_its_own_parts_and_may_have_slots():
+    """Modules are looked for among its attributes: the search ends, and needs none."""
+    sampler = tabular()
+    sampler.parts = [sampler]
+    for given in (sampler, Slotted(sampler)):
+        assert len(train(given).steps["loss"]) == 10
 
 
 @pytest.mark.parametrize("factor", [-0.1, math.nan, math.inf])
@@ -217,6 +237,14 @@ def test_what_is_no_loss_with_a_row_is_refused(answer, words):
     assert weight.item() == 1.0
 
 
+@pytest.mark.parametrize("changes", [{"sampler": None}, {"objective": None}, {"schedule": None}], ids=in_one_line)
+def test_what_is_advised_in_place_of_nothing_is_there(changes):
+    given = {"sampler": tabular(), "objective": VarGrad(), "schedule": training.Schedule(), "generator": generator(0)}
+    with pytest.raises(ValueError, match="is None") as refusal:
+        training.fine_tune(**(given | changes))
+    assert isinstance(pydoc.locate(re.search(r"(companion[\w.]+)\(", str(refusal.value))[1]), type)
+
+
 def test_a_schedule_that_is_none_is_refused():
     with pytest.raises(ValueError, match="schedule is 500; expected a Schedule"):
         training.fine_tune(tabular(), VarGrad(), schedule=500, generator=generator(0))
@@ -255,6 +283,21 @@ def unseen(batch):
     return (batch.log_pi.sum(1) - batch.log_ref.sum(1) - batch.log_reward).square().mean()
 
 
+def test_a_reward_of_zero_does_not_stop_what_has_a_loss_for_it():
+    """Its logarithm in the history is -inf: no loss, and no reason to stop."""
+
+    def unpaid(batch):
+        return replace(batch, log_reward=batch.log_reward - math.inf)
+
+    history = train(Watched(tabular(), fails_at=4, failure=unpaid), PublishedBaseline())
+    assert history.diverged_at is None and history.steps["log_reward"][4] == -math.inf
+    assert np.isfinite(history.steps["loss"]).all()
+
+
+#: What a reason ends with: after what was expected, what to do.
+ADVICE = r"expected finite values\. [A-Z].*\.$"
+
+
 @pytest.mark.parametrize("objective", [VarGrad(), Told(unseen)], ids=["that checks", "that does not"])
 @pytest.mark.parametrize(
     ("at_fault", "spoil"),
@@ -269,6 +312,7 @@ def test_the_history_says_what_was_not_finite_and_when(tmp_path, objective, at_f
     options = {"checkpoint": tmp_path / "run.npz"}
     history = train(Watched(tabular(), fails_at=4, failure=spoil), objective, options=options)
     assert history.reason.startswith(f"At iteration 4: {at_fault} holds ") and history.diverged_at == 4
+    assert re.search(ADVICE, history.reason)
     assert train(Watched(tabular()), objective, options=options).reason == history.reason
     assert train(tabular(), objective).reason is None
     with pytest.raises(NotFiniteError, match=f"{at_fault} holds"):
@@ -283,7 +327,7 @@ def test_a_loss_and_a_gradient_that_are_not_finite_are_told_apart():
     ):
         losses = [weight.square, late]
         history = training.optimise(lambda i, losses=losses: (losses[i](), {}), [([weight], 0.1)], 2, generator(0))
-        assert history.reason.startswith(f"At iteration 1: {words}")
+        assert history.reason.startswith(f"At iteration 1: {words}") and re.search(ADVICE, history.reason)
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run():
@@ -320,11 +364,12 @@ def test_a_run_that_diverged_stays_so(tmp_path):
     assert all(np.array_equal(first.steps[name], second.steps[name]) for name in first.steps)
 
 
-def test_a_run_that_diverged_is_evaluated_after_the_steps_it_took():
-    """Four steps were taken: the last row of the evaluations says so."""
+@pytest.mark.parametrize(("every", "expected"), [(3, [0, 3, 4]), (4, [0, 4])])
+def test_a_run_that_diverged_is_evaluated_after_the_steps_it_took(every, expected):
+    """Four steps were taken: the last row of the evaluations says so, and is the only one that does."""
     sampler = Watched(tabular(), fails_at=4, failure=spoiled)
-    history = train(sampler, options={"evaluate": lambda: {"x": 0.0}, "evaluate_every": 3})
-    assert history.evaluations["iteration"].tolist() == [0, 3, 4]
+    history = train(sampler, options={"evaluate": lambda: {"x": 0.0}, "evaluate_every": every})
+    assert history.evaluations["iteration"].tolist() == expected
 
 
 def test_an_evaluation_that_fails_after_divergence_does_not_lose_the_run(tmp_path):
@@ -365,11 +410,14 @@ def test_evaluations_do_not_change_the_run():
     assert_equal(weights_of(one), weights_of(other))
 
 
-@pytest.mark.parametrize("progress", [True, False])
-def test_a_progress_bar_is_shown_on_request_and_never_on_standard_output(capfd, progress):
-    train(tabular(), options={"progress": progress})
+@pytest.mark.parametrize(
+    ("options", "shown"), [({"progress": True}, "10/10"), ({"progress": True, "stop_after": 4}, "4/10"), ({}, "")]
+)
+def test_a_progress_bar_is_shown_on_request_and_never_on_standard_output(capfd, options, shown):
+    """It goes to the end of the schedule, or towards it; nobody has to ask for silence."""
+    train(tabular(), options=options)
     out, err = capfd.readouterr()
-    assert out == "" and ("10/10" in err) == progress and (progress or err == "")
+    assert out == "" and shown in err and bool(err) == bool(shown)
 
 
 @pytest.mark.parametrize("make", [tabular, lambda: continuous(replayed=True)], ids=["tabular", "diffusion"])
@@ -403,8 +451,10 @@ def test_a_history_grows_by_rows():
 
 
 def test_seconds_of_processor_time_add_up():
+    before = time.process_time()
     seconds = train(tabular()).steps["seconds"]
     assert len(seconds) == 10 and seconds[0] > 0 and bool((np.diff(seconds) >= 0).all())
+    assert seconds[-1] <= time.process_time() - before
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ A checkpoint names the run that it belongs to: its settings, its weights and its
 is refused for any other run, and so is a file that is not as it was written.
 """
 
+import contextlib
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -103,12 +104,12 @@ def _load(path: Path, run: Run) -> int:
     run.identity = about["identity"]
     with torch.no_grad():
         for part, tensors in (("tensor", run.tensors), ("buffer", run.buffers)):
-            for tensor, value in zip(tensors, _those(arrays, part).values(), strict=True):
-                tensor.copy_(torch.from_numpy(value))
+            for j, tensor in enumerate(tensors):
+                tensor.copy_(torch.from_numpy(arrays[f"{part}/{j}"]))
     state: dict[int, dict[str, Tensor]] = {j: {} for j in range(len(run.tensors))}
     for name, value in _those(arrays, "optimiser").items():
-        j, what = name.split("/")
-        state[int(j)][what] = torch.from_numpy(value)
+        number, what = name.split("/")
+        state[int(number)][what] = torch.from_numpy(value)
     groups = run.optimiser.state_dict()["param_groups"]
     run.optimiser.load_state_dict({"state": state, "param_groups": groups})
     run.generator.set_state(torch.from_numpy(arrays["generator/0"]))
@@ -121,19 +122,15 @@ def _load(path: Path, run: Run) -> int:
 def _read(path: Path) -> dict[str, NDArray[Any]]:
     """Read a checkpoint. Whatever is wrong with the file shows in its digest, or in that it cannot be read at all."""
     content = path.read_bytes()
-    arrays: dict[str, NDArray[Any]] = {}
-    try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as file:
-            arrays = dict(file)
-        whole = str(arrays.pop("digest")) == digest_of_arrays(arrays)
-    except Exception:  # what numpy and zipfile raise for a broken file is no fixed list
-        whole = False
-    if not whole:
-        raise ValueError(
-            f"{path} is damaged, or no checkpoint; expected a file as fine_tune or optimise wrote it. Remove it, to "
-            "begin the run anew, or pass another path."
-        )
-    return arrays
+    # What numpy and zipfile raise for a broken file is no fixed list.
+    with contextlib.suppress(Exception), np.load(io.BytesIO(content), allow_pickle=False) as file:
+        arrays: dict[str, NDArray[Any]] = dict(file)
+        if str(arrays.pop("digest")) == digest_of_arrays(arrays):
+            return arrays
+    raise ValueError(
+        f"{path} is damaged, or no checkpoint; expected a file as fine_tune or optimise wrote it. Remove it, to begin "
+        "the run anew, or pass another path."
+    )
 
 
 def _check_same(path: Path, now: Mapping[str, str], then: Mapping[str, str], left: Mapping[str, str]) -> None:
