@@ -35,10 +35,7 @@ def encode(texts: Sequence[str], *, max_length: int, letters: str = LETTERS) -> 
     rows = torch.full((len(texts), max_length + 2), len(letters))
     for row, text in zip(rows, texts, strict=True):
         if len(text) > max_length or not set(text) <= set(letters):
-            raise ValueError(
-                f"A text is {text!r}; expected at most {max_length} of the letters {letters!r}. Leave it out, or spell "
-                "it in these."
-            )
+            raise ValueError(f"A text is {text!r}; expected at most {max_length} of {letters!r}. Leave it out.")
         row[1 : len(text) + 1] = torch.tensor([letters.index(letter) for letter in text], dtype=torch.int64)
     return rows
 
@@ -322,11 +319,9 @@ def kl_divergence(first: Law, second: Law, automaton: Automaton, *, max_length: 
     """
     if first.order != second.order:
         raise ValueError(f"The laws look back {first.order} and {second.order} letters; expected as many. Pad one.")
-    pairs = zip(
-        flow(first, automaton, max_length=max_length), flow(second, automaton, max_length=max_length), strict=True
-    )
+    flows = (flow(law, automaton, max_length=max_length) for law in (first, second))
     total = torch.zeros((), dtype=torch.float64)
-    for (share, log_p), (_, log_q) in pairs:
+    for (share, log_p), (_, log_q) in zip(*flows, strict=True):
         p = share[:, :, None] * log_p.exp()
         gap = torch.where(p > 0, log_p - log_q, 0.0)  # not of the product, whose gradient would be 0 times infinity
         total = total + (p * gap).sum()

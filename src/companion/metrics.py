@@ -69,9 +69,8 @@ def sliced_wasserstein(x: Tensor, y: Tensor, generator: torch.Generator, *, proj
     """Return the sliced 2-Wasserstein distance of two clouds of as many points, ``[n, dim]`` each.
 
     The root of the mean, over random directions, of the squared 2-Wasserstein distance of the projections. Two samples
-    of one law have a distance above zero, the noise floor: report it beside.
-
-    Raises ``ValueError`` for no points, clouds that do not fit, or points that are not finite.
+    of one law have a distance above zero, the noise floor: report it beside. Raises ``ValueError`` for no points,
+    clouds that do not fit, or points that are not finite.
 
     Source: standard; the optimal coupling on a line sorts both sides. Used in chapter ``twenty-five-modes-to-nine``.
     """

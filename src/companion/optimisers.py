@@ -94,9 +94,7 @@ def _complete(optimiser: str, settings: Mapping[str, object]) -> dict[str, Any]:
     known = {name: argument.default for name, argument in arguments.items() if name != "params"}
     unknown = sorted(map(str, set(settings) - set(known)))
     if unknown:
-        raise ValueError(
-            f"settings holds {unknown}; expected keyword arguments of torch.optim.{optimiser}. Leave these out."
-        )
+        raise ValueError(f"settings holds {unknown}; expected arguments of torch.optim.{optimiser}. Leave these out.")
     used = known | dict(settings)
     for name in {"lr", "eps", "weight_decay"} & set(used):
         check_number(name, used[name], at_least=0)

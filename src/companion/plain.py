@@ -28,9 +28,7 @@ def storable(cls: _Class) -> _Class:
     Raises ``ValueError`` for a class that is no frozen dataclass, or a name that another class has.
     """
     if not isinstance(cls, type) or not is_dataclass(cls) or not cls.__dataclass_params__.frozen:  # type: ignore[attr-defined]
-        raise ValueError(
-            f"{getattr(cls, '__name__', cls)} is no frozen dataclass; expected one. Use dataclass(frozen=True)."
-        )
+        raise ValueError(f"{getattr(cls, '__name__', cls)} is no frozen dataclass; expected one. Use frozen=True.")
     if TYPE in {field.name for field in fields(cls)}:
         raise ValueError(f"{cls.__name__} has a field {TYPE!r}, which stands for the class; expected none. Rename it.")
     known = _KNOWN.setdefault(cls.__name__, cls)
@@ -72,9 +70,7 @@ def from_plain(data: Any) -> Any:
         return data
     name = data.get(TYPE)
     if not isinstance(name, str) or name not in _KNOWN:
-        raise ValueError(
-            f"{name!r} is not storable; expected one of {', '.join(sorted(_KNOWN))}. Import the module that has it."
-        )
+        raise ValueError(f"{name!r} is not storable; expected one of {', '.join(sorted(_KNOWN))}. Import its module.")
     cls, given = _KNOWN[name], {key: from_plain(entry) for key, entry in data.items() if key != TYPE}
     unknown = set(given) - {field.name for field in fields(cls)}
     if unknown:

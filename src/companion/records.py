@@ -66,9 +66,7 @@ def folder() -> Path:
     for parent in (Path.cwd(), *Path.cwd().parents):
         if (parent / "results").is_dir() and (parent / "experiments").is_dir():
             return parent / "results"
-    raise ValueError(
-        f"No folder of results above {Path.cwd()}; expected the project's own. Work inside a clone of the project."
-    )
+    raise ValueError(f"No folder of results above {Path.cwd()}; expected the project's own. Work inside a clone.")
 
 
 def studies() -> list[str]:
@@ -106,8 +104,7 @@ def load(study: str, *, where: Path | str | None = None) -> list[Run]:
         held = (run.study, run.configuration["name"])
         if held != (study, run.path.stem):
             raise ValueError(
-                f"{run.path} holds the run {'/'.join(held)}; expected {study}/{run.path.stem}. Remove it: a copy would "
-                "count twice."
+                f"{run.path} holds the run {'/'.join(held)}; expected {study}/{run.path.stem}. Remove this copy."
             )
     return runs
 
@@ -230,10 +227,7 @@ def provenance(root: Path, sources: Iterable[str], *, clean: bool = True) -> dic
     """
     given = [] if isinstance(sources, str) else list(sources)
     if not given or not all(isinstance(name, str) and name and (Path(root) / name).exists() for name in given):
-        raise ValueError(
-            f"sources is {sources!r}; expected a list of folders in {root}: git says of others that nothing has "
-            "changed. Check their names."
-        )
+        raise ValueError(f"sources is {sources!r}; expected a list of folders in {root}. Check their names.")
     changed, commit = _git(root, "status", "--porcelain", "--", *given), _git(root, "rev-parse", "HEAD")
     if clean and (changed or None in (changed, commit)):
         what = f"uncommitted changes: {changed}" if changed else f"no git checkout in {root} that knows {given}"

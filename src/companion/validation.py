@@ -6,6 +6,7 @@ here returns a value, so nothing computed here can link one objective to another
 """
 
 import sys
+from operator import ge, gt, le
 
 import torch
 from torch import Tensor
@@ -138,27 +139,19 @@ def check_constant(**tensors: Tensor) -> None:
 def check_minus_infinity_only(name: str, value: Tensor) -> None:
     """Refuse NaN and +inf but accept -inf, the logarithm of a zero reward. Raises ``ValueError``."""
     if bool((value.isnan() | value.isposinf()).any()):
-        raise NotFiniteError(
-            f"{name} holds NaN or +inf; expected finite values, or -inf where r(x) = 0. Mend the reward."
-        )
+        raise NotFiniteError(f"{name} holds NaN or +inf; expected finite values, or -inf where r(x) = 0. Mend it.")
 
 
 def check_number(
     name: str, value: float, *, above: float | None = None, at_least: float | None = None, at_most: float | None = None
 ) -> None:
     """Refuse anything but a finite Python number within the bounds given. Raises ``ValueError``."""
-    expected = "a finite Python number"
-    expected += f" > {above:g}" if above is not None else ""
-    expected += f" >= {at_least:g}" if at_least is not None else ""
-    expected += f" and <= {at_most:g}" if at_most is not None else ""
+    rules = ((">", gt, above), (">=", ge, at_least), ("<=", le, at_most))
+    bounds = [(sign, holds, bound) for sign, holds, bound in rules if bound is not None]
     largest = 2**63 - 1 if isinstance(value, int) else sys.float_info.max  # torch takes no larger integer
     number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= largest
-    if (
-        not number
-        or (above is not None and not value > above)
-        or (at_least is not None and not value >= at_least)
-        or (at_most is not None and not value <= at_most)
-    ):
+    if not number or not all(holds(value, bound) for _, holds, bound in bounds):
+        expected = "a finite Python number" + " and".join(f" {sign} {bound:g}" for sign, _, bound in bounds)
         raise ValueError(f"{name} is {value!r}; expected {expected}. Pass a plain float in that range, no tensor.")
 
 
@@ -256,9 +249,7 @@ def check_shares(name: str, shares: Tensor, rows: int) -> None:
         raise ValueError(f"{name} is {shape}; expected {rows}, one for each row. Give each its own.")
     check_finite(name, shares, "Leave such paths out.")
     if not shares.is_floating_point() or bool((shares < 0).any()) or not bool(shares.sum() > 0):
-        raise ValueError(
-            f"{name} are no floats, negative or all 0; expected floats >= 0, some above. Mend the weights."
-        )
+        raise ValueError(f"{name} are no floats, negative or all 0; expected floats >= 0, some above. Mend them.")
 
 
 def check_replay(replayed: float, replay_until: int | None) -> None:
@@ -275,9 +266,7 @@ def check_law(name: str, law: Tensor, slack: float) -> None:
     _check_tensor(name, law)
     total = float(law.detach().double().sum())
     if law.ndim != 1 or bool((law < 0).any()) or not abs(total - 1) <= min(slack, sys.float_info.max):
-        raise ValueError(
-            f"{name} sums to probability {total:.12g}; expected 1, of [outcomes], none negative. Normalise it."
-        )
+        raise ValueError(f"{name} sums to probability {total:.12g}; expected 1, [outcomes], none < 0. Normalise it.")
 
 
 def check_finite(name: str, value: Tensor, advice: str) -> None:

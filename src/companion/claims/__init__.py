@@ -113,9 +113,7 @@ def check_symbolic(
     gone = set(free) - left.free_symbols - right.free_symbols
     if gone or not free:
         names = ", ".join(sorted(map(str, gone))) or "nothing"
-        raise ValueError(
-            f"{claim}: expected free symbols that occur in the equation; {names} does not. Keep it symbolic."
-        )
+        raise ValueError(f"{claim}: expected free symbols that occur in the sides; {names} does not. Keep it symbolic.")
     _refuse_given(claim, given or {}, set(free))
     if left == right:
         raise ValueError(f"{claim}: both sides are {left}; expected two derivations. Make one of them another way.")
@@ -179,9 +177,7 @@ def check_statistical(
     """
     _require(claim, "statistical")
     if seeds < 2 or not -math.inf < low <= high < math.inf:
-        raise ValueError(
-            f"{claim}: {seeds} seed(s), [{low}, {high}]; expected two seeds or more, and a finite interval."
-        )
+        raise ValueError(f"{claim}: {seeds} seed(s), [{low}, {high}]; expected two seeds or more, a finite interval.")
     if not within[0] < within[1] or (math.isinf(within[0]) and math.isinf(within[1])):
         raise ValueError(f"{claim}: the margin is {within}; expected low < high, one of them finite. Fix a margin.")
     assert within[0] < low and high < within[1], (
@@ -251,13 +247,12 @@ def _require(claim: str, kind: str) -> None:
 
 
 def _refuse_different(claim: str, left: Tensor, right: Tensor) -> None:
-    if left.shape != right.shape or left.dtype != right.dtype or left.numel() == 0:
+    float_dtypes = (torch.float32, torch.float64)
+    if left.shape != right.shape or not left.dtype == right.dtype in float_dtypes or left.numel() == 0:
         raise ValueError(
             f"{claim}: the sides are {tuple(left.shape)} {left.dtype} and {tuple(right.shape)} {right.dtype}; expected "
-            "equal shapes and dtypes, not empty. Nothing is broadcast."
+            "float64 or float32 of both, and equal shapes and dtypes, not empty. Nothing is broadcast."
         )
-    if left.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"{claim}: the sides are {left.dtype}; expected float64 or float32. Compute in one of these.")
 
 
 def _refuse_vacuous(claim: str, left: Tensor, right: Tensor, tolerance: Tensor, scale: Tensor | float) -> None:

@@ -75,14 +75,10 @@ def mode_grids(means: Tensor, laws: Mapping[str, Tensor], *, kept: Tensor) -> Fi
         axis.plot(floats(means[:, 0]), floats(means[:, 1]), ".", ms=3, color="#9a9a9a")
         for mode in weights.argsort(descending=True).tolist():  # small squares on top of large ones
             side = 0.95 * spacing * float(weights[mode] / largest) ** 0.5
-            axis.add_patch(_square(floats(means[mode]), side, kept=bool(kept[mode])))
+            x, y = floats(means[mode])
+            fc, ec, hatch = (COLOURS["target"], "white", "") if kept[mode] else ("white", COLOURS["policy"], "//////")
+            square = Rectangle((x - side / 2, y - side / 2), side, side, zorder=2, fc=fc, ec=ec, hatch=hatch)
+            axis.add_patch(square)
         axis.set(xlim=(low, high), ylim=(low, high), aspect="equal")
         axis.set_title(title, fontsize=10)
     return figure
-
-
-def _square(centre: Sequence[float], side: float, *, kept: bool) -> Rectangle:
-    corner = (centre[0] - side / 2, centre[1] - side / 2)
-    if kept:
-        return Rectangle(corner, side, side, zorder=2, fc=COLOURS["target"], ec="white")
-    return Rectangle(corner, side, side, zorder=2, fc="white", ec=COLOURS["policy"], hatch="//////")

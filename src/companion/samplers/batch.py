@@ -18,6 +18,7 @@ from companion.validation import (
     check_counts,
     check_fits,
     check_group,
+    check_matrix,
     check_number,
     check_positive_integers,
     check_steps,
@@ -52,9 +53,7 @@ class Batch:
     states: Tensor | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.log_pi, Tensor) or self.log_pi.ndim != 2 or not self.log_pi.is_floating_point():
-            given = tuple(self.log_pi.shape) if isinstance(self.log_pi, Tensor) else type(self.log_pi).__name__
-            raise ValueError(f"log_pi is {given}; expected a floating-point [batch, steps] tensor. Pass every step's.")
+        check_matrix("log_pi", self.log_pi, "[batch, steps]")
         check_fits("log_reward", self.log_reward, self.log_pi, self.log_pi.shape[:1], "[batch], one entry per path")
         for name in ("log_ref", "log_behaviour", "rewards"):
             value = getattr(self, name)
@@ -66,9 +65,7 @@ class Batch:
         shape = (self.log_pi.shape[0], self.log_pi.shape[1] + 1)
         if self.states is not None and tuple(getattr(self.states, "shape", ()))[:2] != shape:
             given = tuple(self.states.shape) if isinstance(self.states, Tensor) else type(self.states).__name__
-            raise ValueError(
-                f"states is {given}; expected {(*shape, '...')}. Pass the states before and after each step."
-            )
+            raise ValueError(f"states is {given}; expected {(*shape, '...')}. Pass those before and after each step.")
 
     def log_weights(self, *, beta: float = 1.0) -> Tensor:
         """Return e of each path, ``beta log r(x) - sum(log_pi - log_ref)``: ``[batch]``, nats. Keeps gradients.
@@ -131,9 +128,7 @@ class Fading:
         check_counts(until=self.until)
         check_positive_integers(end=self.end)
         if self.end < self.until:
-            raise ValueError(
-                f"end is {self.end} with until {self.until}; expected a stretch that ends after it begins. Raise end."
-            )
+            raise ValueError(f"end is {self.end} with until {self.until}; expected it to end after that. Raise end.")
 
     def at(self, iteration: int) -> float:
         """Return the number at an iteration. Raises ``ValueError`` unless that counts from 0."""
@@ -151,9 +146,7 @@ def at(number: float | Fading, iteration: int) -> float:
 def check_fading(name: str, number: float | Fading, *, at_most: float | None = None) -> None:
     """Refuse what is neither a number >= 0 nor one that fades from such a number. Raises ``ValueError``."""
     if not isinstance(number, int | float | Fading):
-        raise ValueError(
-            f"{name} is {number!r}; expected a number or a Fading. Pass samplers.Fading(start, until, end)."
-        )
+        raise ValueError(f"{name} is {number!r}; expected a number or a Fading. Pass a Fading(start, until, end).")
     check_number(name, at(number, 0), at_least=0, at_most=at_most)
 
 
@@ -161,10 +154,7 @@ def check_behaviour(behaviour: object, *expected: type) -> None:
     """Refuse a behaviour of another sampler. Raises ``ValueError``."""
     if not isinstance(behaviour, expected):
         names = " or ".join(kind.__name__ for kind in expected)
-        raise ValueError(
-            f"behaviour is {behaviour!r}; expected {names}, or None for the policy's own paths. Each sampler has a "
-            "behaviour of its own type: pass one of this sampler's."
-        )
+        raise ValueError(f"behaviour is {behaviour!r}; expected {names}, or None. Pass one of this sampler's own.")
 
 
 def weights_of(policy: object, reference: object, stored: list[Tensor]) -> list[Tensor]:

@@ -3,8 +3,6 @@
 Tokens enter by a table for each place they may have, summed; so it is a law of fixed context, whose every probability
 can be listed (:mod:`companion.automata`). The length of the text and the state of an automaton enter by tables of their
 own, zero at first: a network that is given them begins as the network without.
-
-Source: neural probabilistic language models of fixed context, Bengio et al. (2003).
 """
 
 from collections.abc import Mapping
@@ -34,7 +32,7 @@ class ContextNetwork(torch.nn.Module):
 
     Raises ``ValueError`` for an automaton of another alphabet, and on rows of more letters than it may be told of.
 
-    Source: Bengio et al. (2003). Used in chapter ``names-with-a-wish``.
+    Source: language models of fixed context, Bengio et al. (2003). Used in chapter ``names-with-a-wish``.
     """
 
     def __init__(
@@ -73,9 +71,7 @@ class ContextNetwork(torch.nn.Module):
         own = self.state_dict()
         other = [name for name, value in weights.items() if name not in own or own[name].shape != value.shape]
         if other:
-            raise ValueError(
-                f"weights hold {', '.join(other)}; expected those of this network. Make one of their size."
-            )
+            raise ValueError(f"weights hold {', '.join(other)}; expected those of this network. Make one of that size.")
         self.load_state_dict(own | dict(weights))
         return self
 
@@ -122,11 +118,9 @@ class ContextNetwork(torch.nn.Module):
         if self.wish is not None:
             hidden = hidden + self.wish[states]
         if self.length is not None:
-            if int(places.max()) >= len(self.length):
-                raise ValueError(
-                    f"A text has {int(places.max())} letters; expected at most {len(self.length) - 1}, the max_length "
-                    "of the network. Make one with a larger."
-                )
+            most, room = int(places.max()), len(self.length) - 1
+            if most > room:
+                raise ValueError(f"A text has {most} letters; expected at most {room}. Raise max_length.")
             hidden = hidden + self.length[places]
         logits: Tensor = self.rest(hidden)
         return logits

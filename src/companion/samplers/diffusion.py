@@ -241,10 +241,10 @@ class DiffusionSampler:
             other = getattr(value, "process", process)
             if other != process:
                 raise ValueError(f"{name} is for {other}; expected {process}. Make it for this process.")
-        if store is not None:
-            _check_store(store, process, reference)
         self.process, self.policy, self.reference, self.log_reward = process, policy, reference, log_reward
         self.store = store
+        if store is not None:
+            self._check(store)
 
     def parameters(self) -> list[Tensor]:
         """Return the tensors to be trained. Raises ``ValueError`` as :func:`companion.samplers.batch.weights_of`."""
@@ -285,6 +285,19 @@ class DiffusionSampler:
         log_pi, log_ref = (log_prob(self.process, drift, states).double() for drift in (self.policy, self.reference))
         log_reward = ask("log_reward", self.log_reward, states[:, -1], like=states[:, -1, 0])
         return Batch(log_pi, log_ref, log_reward.double()).log_weights(beta=beta)
+
+    @torch.no_grad()
+    def _check(self, store: Store) -> None:
+        """Refuse paths of another process or reference: a few of them, scored again, show it."""
+        check_kind("store", store, Store)
+        _check_states(self.process, store.states)
+        found, kept = log_prob(self.process, self.reference, store.states[:4]), store.log_ref[:4]
+        if not torch.allclose(found, kept, rtol=1e-2, atol=1e-2):  # far beyond rounding, far within another variance
+            gap = (found - kept).abs().max().item()
+            raise ValueError(
+                f"log_ref of the store is {gap:.3g} nats from that of its paths under this reference and process; "
+                "expected the same. Draw the store from them, with resampled_prior_paths."
+            )
 
     def _fresh(self, n: int, generator: torch.Generator, noise: float) -> Batch:
         dtype = self.parameters()[0].dtype
@@ -329,9 +342,7 @@ def resampled_prior_paths(
         states = rollout(process, reference, n, generator, dtype=dtype)
         log_r = ask("log_reward", log_reward, states[:, -1], like=states[:, -1, 0])
         weights = torch.softmax(beta * log_r, dim=0)  # -inf, no reward, is weight 0
-        check_finite(
-            "the weights of the paths", weights, "Mend the log-reward: no NaN, no +inf, and not all of it -inf."
-        )
+        check_finite("the weights of the paths", weights, "Mend the log-reward: no NaN, no +inf, not all of it -inf.")
         # A path that will hardly ever be drawn need not be kept.
         kept = weights > 1e-3 / n
         states = states[kept].contiguous()
@@ -357,24 +368,7 @@ class _Record:
 def _check_states(process: Process, states: Tensor) -> None:
     shape = tuple(states.shape) if isinstance(states, Tensor) else type(states).__name__
     if not isinstance(states, Tensor) or states.ndim != 3 or shape[1:] != (process.steps + 1, process.dim):
-        raise ValueError(
-            f"states is {shape}; expected [n, {process.steps + 1}, {process.dim}], that is [n, steps + 1, dim] of this "
-            "process. Draw them with rollout."
-        )
-
-
-def _check_store(store: Store, process: Process, reference: Drift) -> None:
-    """Refuse paths of another process or reference: a few of them, scored again, show it."""
-    check_kind("store", store, Store)
-    _check_states(process, store.states)
-    with torch.no_grad():
-        found, kept = log_prob(process, reference, store.states[:4]), store.log_ref[:4]
-    if not torch.allclose(found, kept, rtol=1e-2, atol=1e-2):  # far beyond rounding, far within another variance
-        gap = (found - kept).abs().max().item()
-        raise ValueError(
-            f"log_ref of the store is {gap:.3g} nats from that of its paths under this reference and process; expected "
-            "the same. Draw the store from them, with resampled_prior_paths."
-        )
+        raise ValueError(f"states is {shape}; expected [n, {process.steps + 1}, {process.dim}]. Use rollout's.")
 
 
 def ask(name: str, function: Callable[..., Tensor], states: Tensor, *times: Tensor, like: Tensor) -> Tensor:
@@ -387,9 +381,7 @@ def ask(name: str, function: Callable[..., Tensor], states: Tensor, *times: Tens
     answer = function(states, *times)
     check_answer(name, answer, like)
     if before is not None and states._version != before:
-        raise ValueError(
-            f"{name} wrote over the states that it was given; expected them as they were. Clone them first."
-        )
+        raise ValueError(f"{name} wrote over the states that it got; expected them as they were. Clone them first.")
     return answer
 
 
@@ -403,6 +395,6 @@ def check_answer(name: str, answer: Tensor, like: Tensor) -> None:
 
 
 def _kind(value: object) -> str:
-    return (
-        f"{tuple(value.shape)} {value.dtype} on {value.device}" if isinstance(value, Tensor) else type(value).__name__
-    )
+    if isinstance(value, Tensor):
+        return f"{tuple(value.shape)} {value.dtype} on {value.device}"
+    return type(value).__name__

@@ -1,8 +1,6 @@
 """The network of the illustrative example: features of time and state, summed, through two hidden layers.
 
 On whole paths its passes run in blocks that stay in the cache: :mod:`companion.samplers.tape`.
-
-Source: the network of Zhang and Chen (2022), as Venkatraman et al. (2024) use it.
 """
 
 import math

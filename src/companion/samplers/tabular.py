@@ -109,13 +109,10 @@ class TabularSampler:
 
     def _every(self, n: int) -> Batch:
         if n != len(self.paths):
-            raise ValueError(
-                f"n is {n} with every path asked for; expected {len(self.paths)}, the number of paths. Set the "
-                "schedule's batch to that."
-            )
-        taken = self.paths.edges >= 0
+            raise ValueError(f"n is {n} with every path asked for; expected {len(self.paths)}. Set the batch to that.")
+        steps = (self.paths.edges >= 0).sum(dim=1, keepdim=True)
         law = -torch.tensor(float(n), dtype=self.logits.dtype).log()  # spread over the steps of each path
-        return self._scored(self.paths, torch.where(taken, law / taken.sum(dim=1, keepdim=True), 0.0))
+        return self._scored(self.paths, torch.where(self.paths.edges >= 0, law / steps, 0.0))
 
     def _scored(self, paths: Paths, log_behaviour: Tensor | None) -> Batch:
         rewards = paths.per_step(self.problem.rewards)

@@ -5,8 +5,6 @@ again. The module maps rows ``[batch, columns]`` to logits ``[batch, columns, vo
 of the token in the next one. A step of a path is a token after the prompt, the end among them. Padding is no step:
 there every per-step entry is zero, and ``steps`` says where a path ends. A text of the maximal length ends with
 probability one, so that the probabilities of all texts sum to one.
-
-Source: Venkatraman et al. (2024), who train token models by relative trajectory balance.
 """
 
 import copy
@@ -116,7 +114,7 @@ class TokenSampler:
     looks ahead, or says otherwise from its cache; models of two vocabularies; a store of other rows; and, for a copy,
     a policy that :meth:`parameters` refuses.
 
-    Source: Venkatraman et al. (2024). Used in chapter ``names-with-a-wish``.
+    Source: Venkatraman et al. (2024), who train token models by RTB. Used in chapter ``names-with-a-wish``.
     """
 
     def __init__(
@@ -223,9 +221,7 @@ class TokenSampler:
 
     def _fresh(self, n: int, generator: torch.Generator, behaviour: Writing, iteration: int) -> tuple[Tensor, Tensor]:
         if n % self.group_size:
-            raise ValueError(
-                f"n is {n} fresh texts; expected a multiple of {self.group_size}. Draw whole groups of that."
-            )
+            raise ValueError(f"n is {n} fresh texts; expected a multiple of {self.group_size}. Draw whole groups.")
         prompt = torch.randint(len(self.prompts), (n // self.group_size,), generator=generator)
         prompt = prompt.repeat_interleave(self.group_size)
         share = at(behaviour.reference, iteration)
@@ -307,9 +303,7 @@ class TokenSampler:
         answer = self.log_reward(tokens, lengths)
         if not isinstance(answer, Tensor) or answer.shape != lengths.shape or not answer.is_floating_point():
             given = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
-            raise ValueError(
-                f"log_reward is {given}; expected floats, {tuple(lengths.shape)}. Return one for each row."
-            )
+            raise ValueError(f"log_reward is {given}; expected floats, {tuple(lengths.shape)}. Return one for each.")
         check_minus_infinity_only("log_reward", answer)
         if not self._asked:
             beyond = torch.arange(tokens.shape[1]) >= lengths[:, None]
@@ -328,9 +322,7 @@ class TokenSampler:
             logits = model(tokens)
             shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             if shape[:2] != tokens.shape or len(shape) != 3:
-                raise ValueError(
-                    f"{name} returns {shape}; expected [batch, columns, vocabulary]. Return every column's."
-                )
+                raise ValueError(f"{name} returns {shape}; expected [batch, columns, vocabulary]. Return all columns.")
             other[:, -1] = 1 % logits.shape[2]
             if not _alike(model(other)[:, :-1], logits[:, :-1]):
                 raise ValueError(f"{name} looks ahead: later tokens change its logits; expected it causal. Mask them.")
@@ -350,9 +342,7 @@ class TokenSampler:
         first, cache = model.begin(tokens, place)
         whole = model(tokens[:, :-1])[torch.arange(len(rows))[:, None], place[:, None] - torch.tensor([1, 0])]
         if not _alike(torch.stack([first, model.advance(drawn, cache)[0]], dim=1), whole):
-            raise ValueError(
-                f"{name} returns other logits from begin and advance than when called; expected the same. Mend them."
-            )
+            raise ValueError(f"{name} returns other logits from begin and advance; expected those of a call. Mend it.")
 
     @torch.no_grad()
     def _refresh(self, every: int, iteration: int) -> None:
