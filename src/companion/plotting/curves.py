@@ -89,8 +89,7 @@ def scatter(
     ylabel: str,
     slopes: Mapping[str, tuple[float, float]] | None = None,
 ) -> Figure:
-    """Draw clouds of points, and for each name in ``slopes`` the line (slope, intercept) that it should
-    lie on, drawn from zero."""
+    """Draw clouds of points, and for names in ``slopes`` the line (slope, intercept) to lie on, drawn from zero."""
     figure, (axes,) = panels(height=3.8)
     for j, (name, (x, y)) in enumerate(points.items()):
         axes.plot(floats(x), floats(y), MARKERS[j], ms=4, alpha=0.7, color=CYCLE[j], label=name)

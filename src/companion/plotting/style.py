@@ -10,14 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 #: Colours of Okabe and Ito, by what they stand for in every figure.
-COLOURS = {
-    "reference": "#7f7f7f",
-    "target": "#0072B2",
-    "policy": "#D55E00",
-    "reward": "#009E73",
-    "value": "#CC79A7",
-    "other": "#E69F00",
-}
+COLOURS = {"reference": "#7f7f7f", "target": "#0072B2", "policy": "#D55E00"}
 #: The order in which colours are used where a series has no meaning of its own.
 CYCLE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7f7f7f"]
 #: Markers that go with :data:`CYCLE`, so that no series is told apart by colour alone.

@@ -81,13 +81,8 @@ class Batch:
         if self.rewards is not None:
             return self.rewards
         zeros = self.log_reward.new_zeros(self.log_pi.shape)
-        return zeros.scatter(1, self.last()[:, None], self.log_reward[:, None])
-
-    def last(self) -> Tensor:
-        """Return the index of the last true step of each path, ``[batch]``, int64."""
-        if self.steps is not None:
-            return self.steps.long() - 1
-        return torch.full_like(self.log_reward, self.log_pi.shape[1] - 1, dtype=torch.int64)
+        steps = torch.full_like(self.log_reward, zeros.shape[1]) if self.steps is None else self.steps
+        return zeros.scatter(1, steps.long()[:, None] - 1, self.log_reward[:, None])
 
 
 class Sampler(Protocol):
