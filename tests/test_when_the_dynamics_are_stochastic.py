@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from inputs import along, assert_agree, generator, random_graph, tensor
-from oracles import edges_from, log_sum_exp, path_totals, random_policy
+from oracles import edges_from, log_sum_exp, path_totals, random_policy, solve_equations
 
 from companion import mdp, rtb, trust_pcl
 
@@ -222,3 +222,38 @@ def test_transition_by_transition_the_optimum_is_a_zero_if_the_next_value_is_hel
 
     assert_agree(gradient(True), torch.zeros(len(best) + 7, dtype=torch.float64), 200.0)
     assert gradient(False).abs().max() > 1e-2
+
+
+@pytest.mark.claim("L9")
+@SEEDS
+def test_with_the_next_value_held_the_field_has_no_zero_but_the_optimum_wherever_one_looks_for_it(seed):
+    problem, nature = alternating(seed)
+    best, values = risk_neutral(problem, nature)
+    paths, _, refs, rewards = along(problem, best)
+    law = path_totals(problem, played(problem, nature, random_policy(problem, seed + 10)), paths).exp()
+    own = torch.cat([~nature, torch.zeros(problem.n_states, dtype=torch.bool)])
+    own[len(best) + problem.source[~nature]] = True
+
+    def field(free):
+        """The expected gradient in the agent's logits and values, as one follows it, written out without autograd."""
+        point = torch.zeros(len(own), dtype=torch.float64).index_put((own.nonzero()[:, 0],), free)
+        policy = played(problem, nature, mdp.log_softmax(problem, point[: len(best)]))
+        steps, live = paths.per_step(policy), paths.per_state(point[len(best) :])
+        in_edge, in_state = torch.zeros_like(best), torch.zeros_like(values)
+        for begin in (0, 2):
+            options = {"kl_weight": ALPHA, "start": begin, "stop": begin + 2}
+            error = law * trust_pcl.residual(steps, refs, rewards, live, **options)
+            in_edge = in_edge.index_add(0, paths.edges[:, begin], error)
+            in_state = in_state.index_add(0, paths.states[:, begin], error)
+        in_logit = -ALPHA * (in_edge - policy.exp() * in_state[problem.source])
+        return torch.cat([in_logit, -in_state])[own]
+
+    expected = torch.cat([best, values])[own]
+    assert field(expected).abs().max() < 1e-12
+    for start in range(3):
+        end = solve_equations(field, torch.randn(len(expected), generator=generator(start), dtype=torch.float64))
+        assert field(end).abs().max() < 1e-12
+        point = torch.zeros(len(own), dtype=torch.float64).index_put((own.nonzero()[:, 0],), end)
+        policy = played(problem, nature, mdp.log_softmax(problem, point[: len(best)]))
+        found = torch.cat([policy, point[len(best) :]])[own]
+        assert (found - expected).abs().max() < 1e-9
