@@ -71,7 +71,7 @@ def test_weights_for_replayed_paths_are_refused(weights):
 @pytest.mark.parametrize(("sampler", "behaviour"), [(tabular, Exploration(0.5)), (continuous, UniformMixture(0.5))])
 def test_a_behaviour_of_another_sampler_is_refused(sampler, behaviour):
     """A standard deviation is no probability."""
-    with pytest.raises(ValueError, match="Each sampler has a behaviour of its own type"):
+    with pytest.raises(ValueError, match="Pass one of this sampler's own"):
         train(sampler(), behaviour=behaviour)
 
 
