@@ -68,9 +68,19 @@ BEHAVIOURS = {
     "rtb-lagged": settings(objectives.RTB(BETA), SCHEDULE, Writing(refresh=50)),
     "rtb-replayed": settings(objectives.RTB(BETA), SCHEDULE, Writing(replayed=0.5)) | {"store": "prior"},
 }
+#: The two behaviours that lose the very rare wish, and log Z from where a text that does not grant it has no residual.
+STARTED_LOW = {
+    f"{name}-low": BEHAVIOURS[name]
+    | {"objective": plain.to_plain(objectives.RTB(BETA, objectives.Scalar(BETA * FLOOR)))}
+    for name in ("rtb-warm", "rtb-lagged")
+}
 SEEDS = range(5)
 FEW = SEEDS[:3]
-PLANS = ((PRIMARY, WISHES, SEEDS), (OTHERS, ("frequent", "very rare"), FEW), (BEHAVIOURS, ("very rare",), FEW))
+PLANS = (
+    (PRIMARY, WISHES, SEEDS),
+    (OTHERS, ("frequent", "very rare"), FEW),
+    (BEHAVIOURS | STARTED_LOW, ("very rare",), FEW),
+)
 TASKS = [
     {
         "name": f"{name}-{wished}-{seed}".replace(" ", "-"),
