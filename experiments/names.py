@@ -68,7 +68,8 @@ BEHAVIOURS = {
     "rtb-lagged": settings(objectives.RTB(BETA), SCHEDULE, Writing(refresh=50)),
     "rtb-replayed": settings(objectives.RTB(BETA), SCHEDULE, Writing(replayed=0.5)) | {"store": "prior"},
 }
-#: The two behaviours that lose the very rare wish, and log Z from where a text that does not grant it has no residual.
+#: The two behaviours that lose the very rare wish, with log Z from where a text that does not grant it has no residual;
+#: and with the log Z of the batch, which has no start.
 STARTED_LOW = {
     f"{name}-low": BEHAVIOURS[name]
     | {"objective": plain.to_plain(objectives.RTB(BETA, objectives.Scalar(BETA * FLOOR)))}
@@ -79,7 +80,7 @@ FEW = SEEDS[:3]
 PLANS = (
     (PRIMARY, WISHES, SEEDS),
     (OTHERS, ("frequent", "very rare"), FEW),
-    (BEHAVIOURS | STARTED_LOW, ("very rare",), FEW),
+    (BEHAVIOURS | KEPT, ("very rare",), FEW),
 )
 TASKS = [
     {

@@ -213,13 +213,13 @@ def test_the_methods_that_fail_on_names_are_those_that_the_chapter_names(of_name
 
 
 @pytest.mark.claim("X4")
+@pytest.mark.parametrize(("ending", "judge"), [("low", "names_log_z_start"), ("batch", "names_log_z_batch")])
 @pytest.mark.parametrize("behaviour", ["rtb-warm", "rtb-lagged"])
-def test_a_behaviour_loses_the_wish_from_log_z_zero_and_keeps_it_from_the_residual_of_what_is_not_granted(
-    of_names, behaviour
-):
+def test_a_behaviour_loses_the_wish_from_log_z_zero_alone(of_names, behaviour, ending, judge):
+    """From where the residual of what is not granted is zero, or with the log Z of the batch, it keeps it."""
     runs, _ = of_names
-    fixed = json.loads((ROOT / "experiments" / "margins.json").read_text())["names_log_z_start"]
-    lost, kept = (records.measure(runs[name, "very rare"], "granted") for name in (behaviour, f"{behaviour}-low"))
+    fixed = json.loads((ROOT / "experiments" / "margins.json").read_text())[judge]
+    lost, kept = (records.measure(runs[name, "very rare"], "granted") for name in (behaviour, f"{behaviour}-{ending}"))
     assert len(lost) == len(kept) == 3 and max(lost) < 1e-3
     half = 4.302653 * np.std(kept, ddof=1) / math.sqrt(3)  # Student's 97.5 % quantile, two degrees of freedom
     assert np.mean(kept) - half > fixed["granted_above"]
@@ -250,6 +250,7 @@ JUDGES = [
     ("rarity_map", "", "rarity_map"),
     ("names", "", "names"),
     ("names", "-low", "names_log_z_start"),
+    ("names", "-batch", "names_log_z_batch"),
 ]
 
 
