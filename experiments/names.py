@@ -70,9 +70,11 @@ BEHAVIOURS = {
 }
 #: The two behaviours that lose the very rare wish, with log Z from where a text that does not grant it has no residual;
 #: and with the log Z of the batch, which has no start.
-STARTED_LOW = {
-    f"{name}-low": BEHAVIOURS[name]
-    | {"objective": plain.to_plain(objectives.RTB(BETA, objectives.Scalar(BETA * FLOOR)))}
+LOW = {"objective": plain.to_plain(objectives.RTB(BETA, objectives.Scalar(BETA * FLOOR)))}
+BATCH = {"objective": plain.to_plain(objectives.VarGrad(BETA))}
+KEPT = {
+    f"{name}-{ending}": BEHAVIOURS[name] | objective
+    for ending, objective in (("low", LOW), ("batch", BATCH))
     for name in ("rtb-warm", "rtb-lagged")
 }
 SEEDS = range(5)
