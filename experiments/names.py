@@ -68,9 +68,22 @@ BEHAVIOURS = {
     "rtb-lagged": settings(objectives.RTB(BETA), SCHEDULE, Writing(refresh=50)),
     "rtb-replayed": settings(objectives.RTB(BETA), SCHEDULE, Writing(replayed=0.5)) | {"store": "prior"},
 }
+#: The two behaviours that lose the very rare wish, with log Z from where a text that does not grant it has no residual;
+#: and with the log Z of the batch, which has no start.
+LOW = {"objective": plain.to_plain(objectives.RTB(BETA, objectives.Scalar(BETA * FLOOR)))}
+BATCH = {"objective": plain.to_plain(objectives.VarGrad(BETA))}
+KEPT = {
+    f"{name}-{ending}": BEHAVIOURS[name] | objective
+    for ending, objective in (("low", LOW), ("batch", BATCH))
+    for name in ("rtb-warm", "rtb-lagged")
+}
 SEEDS = range(5)
 FEW = SEEDS[:3]
-PLANS = ((PRIMARY, WISHES, SEEDS), (OTHERS, ("frequent", "very rare"), FEW), (BEHAVIOURS, ("very rare",), FEW))
+PLANS = (
+    (PRIMARY, WISHES, SEEDS),
+    (OTHERS, ("frequent", "very rare"), FEW),
+    (BEHAVIOURS | KEPT, ("very rare",), FEW),
+)
 TASKS = [
     {
         "name": f"{name}-{wished}-{seed}".replace(" ", "-"),

@@ -213,6 +213,19 @@ def test_the_methods_that_fail_on_names_are_those_that_the_chapter_names(of_name
 
 
 @pytest.mark.claim("X4")
+@pytest.mark.parametrize(("ending", "judge"), [("low", "names_log_z_start"), ("batch", "names_log_z_batch")])
+@pytest.mark.parametrize("behaviour", ["rtb-warm", "rtb-lagged"])
+def test_a_behaviour_loses_the_wish_from_log_z_zero_alone(of_names, behaviour, ending, judge):
+    """From where the residual of what is not granted is zero, or with the log Z of the batch, it keeps it."""
+    runs, _ = of_names
+    fixed = json.loads((ROOT / "experiments" / "margins.json").read_text())[judge]
+    lost, kept = (records.measure(runs[name, "very rare"], "granted") for name in (behaviour, f"{behaviour}-{ending}"))
+    assert len(lost) == len(kept) == 3 and max(lost) < 1e-3
+    half = 4.302653 * np.std(kept, ddof=1) / math.sqrt(3)  # Student's 97.5 % quantile, two degrees of freedom
+    assert np.mean(kept) - half > fixed["granted_above"]
+
+
+@pytest.mark.claim("X4")
 def test_stored_measures_of_names_are_those_of_the_stored_network(of_names):
     """Both relative entropies and the mass on the wish, from the weights, anew."""
     runs, _ = of_names
@@ -231,22 +244,30 @@ def test_stored_measures_of_names_are_those_of_the_stored_network(of_names):
         assert value.item() == pytest.approx(run.measures[name], rel=1e-4), name
 
 
-#: The part of margins.json that judges the runs of a study.
-JUDGES = {"twenty_five_modes": "margins", "rarity_map": "rarity_map", "names": "names"}
+#: The part of margins.json that judges the runs of a study, or those of them whose method ends so.
+JUDGES = [
+    ("twenty_five_modes", "", "margins"),
+    ("rarity_map", "", "rarity_map"),
+    ("names", "", "names"),
+    ("names", "-low", "names_log_z_start"),
+    ("names", "-batch", "names_log_z_batch"),
+]
 
 
-@pytest.mark.parametrize("name", JUDGES)
-def test_margins_are_those_of_the_commit_that_each_run_recorded(name):
+@pytest.mark.parametrize(("name", "ending", "judge"), JUDGES)
+def test_margins_are_those_of_the_commit_that_each_run_recorded(name, ending, judge):
     """So no margin was fixed, or moved, once its runs were known. A shallow clone does not have the commits."""
     today = json.loads((ROOT / "experiments" / "margins.json").read_text())
-    for commit in sorted({run.provenance["commit"] for run in records.load(name, where=STORE)}):
+    judged = [run for run in records.load(name, where=STORE) if run.configuration.get("method", "").endswith(ending)]
+    for commit in sorted({run.provenance["commit"] for run in judged}):
         text = records._git(ROOT, "show", f"{commit}:experiments/margins.json")
         if text is None and records._git(ROOT, "cat-file", "-e", f"{commit}^{{commit}}") is None:
             pytest.skip(f"{commit} is not in this clone")
         assert text is not None, f"{commit} has no margins"
         then = json.loads(text)
-        for part in (JUDGES[name], "significance"):
+        for part in (judge, "significance"):
             assert then[part] == today[part], f"{part} at {commit}"
+    assert judged, f"no run of {name} that {judge} judges"
 
 
 # Reading.
