@@ -544,6 +544,21 @@ def test_gradients_are_those_of_finite_differences(name, order):
     torch.testing.assert_close((ends[0] - ends[1]) / (2 * step), expected, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize("wish", [WISH, WISH.scored(0.0, -2.0)], ids=["yes or no", "soft"])
+def test_no_gradient_flows_into_the_prior_of_a_posterior(wish):
+    """Where no text is rewarded it would be no number; that of the other law is what it is beside a frozen prior."""
+    slopes = []
+    for frozen in (True, False):
+        prior, made = network(2, told=False, seed=5), network(2, width=4)
+        exact = automata.Posterior(prior.requires_grad_(not frozen), wish, max_length=4)
+        assert not exact.log_z.requires_grad and not exact.table(2).requires_grad
+        kl = automata.kl_divergence(exact, made, wish, max_length=4)
+        slopes.append(torch.autograd.grad(kl, list(made.parameters())))
+        assert all(bool(slope.isfinite().all()) and bool(slope.any()) for slope in slopes[-1])
+    for ours, theirs in zip(*slopes, strict=True):
+        assert torch.equal(ours, theirs)
+
+
 # Refusals.
 
 LAW = ListedLaw("ab", 2, 0)
@@ -627,6 +642,10 @@ BAD = {
     "a wish longer than the texts": (lambda: posterior(wish=automata.contains("abab", letters="ab")), "log Z is -inf"),
     "a law as a wish": (lambda: posterior(wish=LAW), "automaton is a ListedLaw; expected a Automaton"),
     "a posterior of no length": (lambda: posterior(max_length=0), "max_length is 0; expected a positive"),
+    "a posterior of longer texts than it knows": (
+        lambda: automata.marginals(posterior(), AB, max_length=4),
+        "length is 3; expected a finite Python number >= 0 and <= 2",
+    ),
     "no temperature": (lambda: posterior(beta=0.0), "beta is 0.0; expected a finite Python number > 0"),
     "a prior that does not sum to one": (
         lambda: posterior(Shifted()),

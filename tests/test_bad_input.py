@@ -737,6 +737,7 @@ TOKENS = {
     "a weight below zero": (lambda: store(weights=(1.0, -1.0)), "negative or all 0"),
     "weights of zero": (lambda: store(weights=(0.0, 0.0)), "negative or all 0"),
     "a weight that is NaN": (lambda: store(weights=(1.0, math.nan)), "weights of the store holds 1"),
+    "weights that sum to inf": (lambda: store(weights=torch.tensor([3e38, 3e38])), "sum to inf; expected floats"),
     "a stored prompt too few": (lambda: writer(store=store(prompt=OF[:1])), "prompt is tensor"),
     "a policy without weights": (lambda: writer(lambda x: Prefixes(2, 3)(x)).parameters(), "policy is a function"),
     "a module without weights": (lambda: writer(Prefixes(2, 3).forward).parameters(), "policy is a method"),

@@ -324,6 +324,24 @@ def test_nothing_trains_a_copy():
     assert_equal(sampler.copy.buffers(), before)
 
 
+def test_a_copy_keeps_up_with_a_weight_that_one_module_knows_by_two_names():
+    class Twice(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.read = torch.nn.Parameter(torch.eye(LETTERS + 1, dtype=torch.float64))
+            self.said = self.read
+
+        def forward(self, tokens):
+            return self.read[tokens] @ self.said
+
+    policy = Twice()
+    sampler = made(policy, lagged=True)
+    moved(policy)
+    sampler.draw(2, generator(0), Writing(refresh=1))
+    tokens = rows_of(EVERY)[0]
+    assert list(sampler.copy.parameters()) == [] and torch.equal(sampler.copy(tokens), policy(tokens))
+
+
 class Uncached(torch.nn.Module):
     """A model without its cache."""
 
@@ -348,6 +366,37 @@ def test_texts_are_the_same_with_a_cache_and_without(make, name):
     for batch in batches[1:]:
         assert torch.equal(batch.states, batches[0].states) and torch.equal(batch.group, batches[0].group)
         torch.testing.assert_close(batch.log_pi, batches[0].log_pi, **CLOSE)
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_a_model_need_not_know_more_places_than_the_longest_text_has_before_its_end(cached):
+    """Of prompts of unequal length, the rows of one end before those of the other, and are read on with them."""
+
+    def batch(more):
+        models = [transformer(seed) for seed in (1, 2)]
+        for model in models:
+            columns = MAX + 1 + more
+            model.place.weight = torch.nn.Parameter(pad(model.place.weight.detach()[: MAX + 1], (0, 0, 0, more)))
+            model.causal = torch.ones(columns, columns, dtype=torch.bool).tril()
+        return made(*(model if cached else Uncached(model) for model in models)).draw(200, generator(9))
+
+    narrow, wide = batch(0), batch(3)
+    assert 0 < (narrow.steps == MAX + 1).sum() < 200
+    assert torch.equal(narrow.states, wide.states) and torch.equal(narrow.log_pi, wide.log_pi)
+
+
+def test_what_a_cache_says_of_texts_that_have_ended_is_not_looked_at():
+    """It may be no number; the texts are the same."""
+
+    class Silent(Transformer):
+        def advance(self, tokens, cache):
+            logits, cache = super().advance(tokens, cache)
+            return torch.where((tokens == END)[:, None], math.nan, logits), cache
+
+    models = [Silent(LETTERS + 1, MAX + 2, generator(seed)) for seed in (1, 2)]
+    for behaviour in (Writing(), Writing(epsilon=0.2, reference=0.4)):
+        found = made(*models).draw(200, generator(9), behaviour)
+        assert torch.equal(found.states, made().draw(200, generator(9), behaviour).states)
 
 
 @pytest.mark.parametrize("make", [MODELS["transformer"], MODELS["context"]])
@@ -447,6 +496,23 @@ def test_resampled_prior_texts_are_the_references_weighed_within_each_prompt(bet
             math.fsum(w for w, pair in zip(wanted, pairs, strict=True) if pair == (of, text)) for text in texts(of)
         ]
         assert sum(abs(p - q) for p, q in zip(shares, exact, strict=True)) / 2 < 0.05
+
+
+def test_a_store_keeps_no_gradient_of_its_reward():
+    """It can be copied, and handed to another process."""
+
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.tensor(2.0, dtype=torch.float64))
+
+        def forward(self, tokens, lengths):
+            return self.scale * log_reward(tokens, lengths)
+
+    stored = resampled_prior_texts(made(reward=Model()), 50, generator(0))
+    assert not stored.weights.requires_grad and torch.equal(copy.deepcopy(stored).weights, stored.weights)
+    plainly = made(reward=lambda tokens, lengths: 2.0 * log_reward(tokens, lengths))
+    assert torch.equal(stored.weights, resampled_prior_texts(plainly, 50, generator(0)).weights)
 
 
 RUNS = {

@@ -208,7 +208,7 @@ class Posterior:
     """The exact posterior p_ref(x) r(x)^beta / Z over texts of at most ``max_length`` letters, itself a :class:`Law`.
 
     Args:
-        prior: the prior. After ``max_length`` letters a text ends for sure.
+        prior: the prior; no gradient flows into it. After ``max_length`` letters a text ends for sure.
         automaton: the wish, whose score is log r(x).
         max_length: most letters of a text.
         beta: inverse temperature, > 0.
@@ -243,11 +243,12 @@ class Posterior:
     def table(self, length: int) -> Tensor:
         """Return log p* of the next token at each node of a length: ``[contexts, states, A + 1]``, nats.
 
-        Nodes that no rewarded text goes through hold the prior's law.
+        Nodes that no rewarded text goes through hold the prior's law. Raises ``ValueError`` beyond ``max_length - 1``.
         """
+        check_number("length", length, at_least=0, at_most=self.max_length - 1)
         value = self._values[length][:, :, None]
         joint = self._joint(length, self._values[length + 1])
-        return torch.where(value.isneginf(), _table(self.prior, self.automaton, length), joint - value)
+        return torch.where(value.isneginf(), _table(self.prior, self.automaton, length).detach(), joint - value)
 
     def values(self, tokens: Tensor) -> Tensor:
         """Return the soft value in nats, log of the mean of r^beta over the prior's ways to go on, after each token.
@@ -273,7 +274,7 @@ class Posterior:
 
     def _joint(self, length: int, after: Tensor) -> Tensor:
         """log p_ref of each token plus the value that it leads to: ``[contexts, states, A + 1]``."""
-        table = _table(self.prior, self.automaton, length)
+        table = _table(self.prior, self.automaton, length).detach()
         ahead = after.reshape(-1)[_successors(self.automaton, len(table), self.order)]
         end = self._score.expand(len(table), -1)[:, :, None]
         return table + torch.cat([ahead, end], dim=2)

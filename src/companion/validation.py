@@ -248,8 +248,8 @@ def check_shares(name: str, shares: Tensor, rows: int) -> None:
     if shape != (rows,):
         raise ValueError(f"{name} is {shape}; expected {rows}, one for each row. Give each its own.")
     check_finite(name, shares, "Leave such paths out.")
-    if not shares.is_floating_point() or bool((shares < 0).any()) or not bool(shares.sum() > 0):
-        raise ValueError(f"{name} are no floats, negative or all 0; expected floats >= 0, some above. Mend them.")
+    if not shares.is_floating_point() or bool((shares < 0).any()) or not 0 < float(shares.sum()) <= sys.float_info.max:
+        raise ValueError(f"{name} are no floats, negative or all 0, or sum to inf; expected floats >= 0. Scale them.")
 
 
 def check_replay(replayed: float, replay_until: int | None) -> None:

@@ -237,14 +237,15 @@ class TokenSampler:
     ) -> Tensor:
         tokens, place = self._begun(prompt), self.prompt_lengths[prompt]
         alive, cached = torch.ones(len(prompt), dtype=torch.bool), _cached(model)
-        logits, cache = model.begin(tokens, place) if cached else (_after(model, tokens, place), None)
+        logits, cache = model.begin(tokens[:, :-1], place) if cached else (_after(model, tokens, place), None)
         while True:
-            chances = _mixed(logits, behaviour, iteration).exp()
+            chances = torch.where(alive[:, None], _mixed(logits, behaviour, iteration).exp(), 1.0)
             check_finite("the probability of the next token", chances, "Lower the rate of training.")
             drawn = torch.multinomial(chances, 1, generator=generator).squeeze(1)
             drawn = torch.where(alive & (place <= self.max_length), drawn, self.end)
             tokens = torch.where(torch.arange(tokens.shape[1]) == place[:, None], drawn[:, None], tokens)
-            alive, place = alive & (drawn != self.end), place + alive.long()
+            alive = alive & (drawn != self.end)
+            place = place + alive.long()
             if not bool(alive.any()):
                 return tokens
             logits, cache = model.advance(drawn, cache) if cached else (_after(model, tokens, place), None)
@@ -339,7 +340,7 @@ class TokenSampler:
             return
         tokens, place = self._begun(rows), self.prompt_lengths[rows]
         tokens[torch.arange(len(rows)), place] = drawn = torch.full_like(place, (self.end + 1) % self.vocabulary)
-        first, cache = model.begin(tokens, place)
+        first, cache = model.begin(tokens[:, :-1], place)
         whole = model(tokens[:, :-1])[torch.arange(len(rows))[:, None], place[:, None] - torch.tensor([1, 0])]
         if not _alike(torch.stack([first, model.advance(drawn, cache)[0]], dim=1), whole):
             raise ValueError(f"{name} returns other logits from begin and advance; expected those of a call. Mend it.")
@@ -367,7 +368,7 @@ def resampled_prior_texts(sampler: TokenSampler, n: int, generator: torch.Genera
     check_positive_integers(n=n)
     check_generator(generator)
     tokens, prompt = sampler._fresh(n, generator, Writing(reference=1.0), 0)
-    log_reward = beta * sampler._ask(tokens, sampler.lengths(tokens, prompt))
+    log_reward = beta * sampler._ask(tokens, sampler.lengths(tokens, prompt)).detach()
     weights = torch.zeros_like(log_reward)
     for condition in range(len(sampler.prompts)):
         of_it = prompt == condition
@@ -412,7 +413,7 @@ def _untrained_copy(policy: Model) -> Any:
     """A copy whose weights are buffers: a checkpoint keeps these, and nothing trains them."""
     made = copy.deepcopy(policy)
     for module in made.modules():  # type: ignore[attr-defined]
-        for name, value in list(module.named_parameters(recurse=False)):
+        for name, value in list(module.named_parameters(recurse=False, remove_duplicate=False)):
             delattr(module, name)
             module.register_buffer(name, value.detach().clone())
     return made
