@@ -118,7 +118,9 @@ def run_and_write(study: str, task: dict[str, Any], provenance: dict[str, Any], 
     run: Callable[[dict, Path], Outcome] = importlib.import_module(f"experiments.{study}").run
     torch.set_num_threads(1)
     begin, cpu = time.time(), time.process_time()
-    checkpoint = records.place(study, task["name"], where=CHECKPOINTS).with_suffix(".npz")
+    # By commit: a run that went on under other code would be one that no commit has made.
+    where = CHECKPOINTS / provenance["commit"]
+    checkpoint = records.place(study, task["name"], where=where).with_suffix(".npz")
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     outcome = run(task, checkpoint)
     duration = {"seconds": round(time.time() - begin, 1), "processor_seconds": round(time.process_time() - cpu, 1)}

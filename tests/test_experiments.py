@@ -121,7 +121,7 @@ def test_tasks_run_and_are_written(common, trivial):
     assert [record["provenance"] for record in found] == [CODE] * 3
     draws = [torch.rand(2, generator=common.generator(n, 1)).tolist() for n in range(3)]
     assert [record["measures"]["draws"] for record in found] == [pytest.approx(pair, rel=1e-6) for pair in draws]
-    assert list((common.CHECKPOINTS / "trivial").iterdir()) == []
+    assert list((common.CHECKPOINTS / "abc" / "trivial").iterdir()) == []
 
 
 def test_a_task_runs_on_one_thread(common, trivial):
@@ -155,11 +155,21 @@ def test_a_task_that_fails_keeps_its_checkpoint_and_has_no_result(common, trivia
     with pytest.raises(RuntimeError, match="interrupted"):
         common.execute("trivial", TASKS, CODE)
     assert not common.RESULTS.exists()
-    assert [path.name for path in (common.CHECKPOINTS / "trivial").iterdir()] == ["task-0.npz"]
+    assert [path.name for path in (common.CHECKPOINTS / "abc" / "trivial").iterdir()] == ["task-0.npz"]
     common.execute("trivial", TASKS, CODE)
     assert len(results_of(common.RESULTS)) == 3
     assert found == [False, True, False, False]
-    assert list((common.CHECKPOINTS / "trivial").iterdir()) == []
+    assert list((common.CHECKPOINTS / "abc" / "trivial").iterdir()) == []
+
+
+def test_a_run_does_not_go_on_under_other_code(common, trivial):
+    """Its result would name a commit that made but half of it: it begins anew."""
+    found = interrupted(trivial, 0)
+    with pytest.raises(RuntimeError, match="interrupted"):
+        common.execute("trivial", TASKS, CODE)
+    with pytest.raises(RuntimeError, match="interrupted"):
+        common.execute("trivial", TASKS, CODE | {"commit": "def"})
+    assert found == [False, False]
 
 
 @pytest.mark.parametrize("at", [1, 2])
