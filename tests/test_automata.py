@@ -614,6 +614,10 @@ BAD = {
     "no tokens": (lambda: AB.states(torch.zeros(0, 2, dtype=torch.int64)), "expected int64 .* not empty"),
     "a list of tokens": (lambda: AB.states([[2, 1]]), "tokens is list; expected int64"),
     "a token to score": (lambda: AB.log_reward(torch.tensor([[2, 3]]), torch.tensor([2])), "from 2 to 3; expected"),
+    "a text with another end": (
+        lambda: AB.log_reward(torch.tensor([[0, 1, 2, 0], [0, 2, 0, 0]]), torch.tensor([4, 3])),
+        "A text ends with token 0; expected 2",
+    ),
     "moves beyond the states": (lambda: automata.Automaton(MOVES + 1, SCORES), "each entry a state"),
     "moves below them": (lambda: automata.Automaton(MOVES - 1, SCORES), "each entry a state"),
     "moves that are floats": (lambda: automata.Automaton(MOVES.double(), SCORES), r"moves is torch.float64 \(2, 2\)"),

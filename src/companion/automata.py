@@ -13,6 +13,7 @@ Source: the soft Bellman equation, as in :mod:`companion.mdp`; automata by the s
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Protocol, TypeVar
 
 import torch
@@ -96,11 +97,8 @@ class Automaton:
         Raises ``ValueError`` for a token outside the vocabulary.
         """
         check_tokens("tokens", tokens, self.letters + 1)
-        state, found = torch.zeros_like(tokens[:, 0]), []
-        for column in tokens.unbind(dim=1):
-            state = self.after(state, column)
-            found.append(state)
-        return torch.stack(found, dim=1)
+        found = accumulate(tokens.unbind(dim=1), self.after, initial=torch.zeros_like(tokens[:, 0]))
+        return torch.stack([*found][1:], dim=1)
 
     def after(self, states: Tensor, tokens: Tensor) -> Tensor:
         """Return the states after one more token each, ``[rows]``; what is no letter moves nothing."""
@@ -111,10 +109,14 @@ class Automaton:
         """Return log r(x) of rows of tokens, ``[rows]``, float64: a reward for a token sampler.
 
         ``lengths``, ``[rows]``, is the number of tokens of each row, with those that begin and end it: what stands
-        beyond is not read. Raises ``ValueError`` as :meth:`states`.
+        beyond is not read. Raises ``ValueError`` as :meth:`states`, and for a text with another end than A.
         """
-        last = self.states(tokens).gather(1, lengths[:, None].long() - 1).squeeze(1)
-        return self.log_score[last]
+        states, last = self.states(tokens), lengths[:, None].long() - 1
+        if bool(((ends := tokens.gather(1, last)) < self.letters).any()):
+            raise ValueError(
+                f"A text ends with token {ends.min()}; expected {self.letters}. Give the sampler that end."
+            )
+        return self.log_score[states.gather(1, last).squeeze(1)]
 
     def scored(self, hit: float, miss: float) -> "Automaton":
         """Return the automaton with log r(x) = ``hit`` where it grants the wish, ``miss`` elsewhere, in nats."""
