@@ -113,9 +113,7 @@ class Automaton:
         """
         states, last = self.states(tokens), lengths[:, None].long() - 1
         if bool(((ends := tokens.gather(1, last)) < self.letters).any()):
-            raise ValueError(
-                f"A text ends with token {ends.min()}; expected {self.letters}. Give the sampler that end."
-            )
+            raise ValueError(f"A text ends with token {ends.min()}; expected {self.letters}. Give a sampler that end.")
         return self.log_score[states.gather(1, last).squeeze(1)]
 
     def scored(self, hit: float, miss: float) -> "Automaton":
