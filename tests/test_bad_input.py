@@ -15,8 +15,8 @@ import torch
 from inputs import generator, tensor
 from toys.writers import Prefixes, Recurrent, Transformer
 
-from companion import reinforce, rtb, samplers, trust_pcl
-from companion.samplers import TextStore, TokenSampler, Writing, resampled_prior_texts
+from companion import mdp, reinforce, rtb, samplers, training, trust_pcl
+from companion.samplers import TextStore, TokenSampler, Writing, diffusion, resampled_prior_texts
 
 PATHS, STEPS = 3, 2
 #: The last sentence of a refusal begins with one of these.
@@ -788,3 +788,18 @@ def test_the_input_from_which_each_bad_one_differs_is_accepted():
     assert draws(Writing(0.1, 2.0, 0.3, 2, 0.5, 3), store=store(), lagged=True, group_size=4).log_pi.shape == (8, 4)
     assert len(writer(Answering(), Answering()).draw(8, generator(0)).steps) == 8
     assert len(resampled_prior_texts(writer(group_size=2), 8, generator(0)).weights) == 8
+
+
+DEFAULTS = {
+    mdp.enumerate_paths: {"limit": 10_000_000},
+    training.fine_tune: {"evaluate_every": 500, "checkpoint_every": 500},
+    training.loop.optimise: {"evaluate_every": 500, "checkpoint_every": 500},
+    diffusion.DiffusionSampler.draw: {"iteration": 0},
+}
+
+
+@pytest.mark.parametrize("function", DEFAULTS)
+def test_what_is_assumed_where_nothing_is_said_is_what_callers_count_on(function):
+    """Numbers that no run is long enough, and no problem large enough, to notice."""
+    parameters = inspect.signature(function).parameters
+    assert {name: parameters[name].default for name in DEFAULTS[function]} == DEFAULTS[function]

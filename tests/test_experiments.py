@@ -502,3 +502,8 @@ def test_the_loss_of_the_prior_is_the_likelihood_of_a_bridge_averaged_over_its_i
     gap = (increment - dt * 0.3).square().mean(dim=0) / (2 * process.variance * dt)
     constant = (spread.square() / (2 * process.variance * dt)).expand_as(states)
     assert loss.item() == pytest.approx((gap - constant).sum(dim=(1, 2)).mean().item(), rel=0.02)
+
+
+def test_a_result_is_written_into_folders_that_are_not_there_yet(tmp_path):
+    records.write("study", {"name": "one"}, {}, {}, where=tmp_path / "not" / "there")
+    assert (tmp_path / "not" / "there" / "study" / "one.json").exists()

@@ -130,3 +130,10 @@ def test_settings_that_differ_are_described_differently():
     one, other = (plain.describe(Network(torch.nn.Linear(1, 1))) for _ in range(2))
     assert one == other and "0x" not in one
     assert "0x" not in plain.describe(object())
+
+
+def test_a_method_is_described_by_what_it_is_bound_to_and_an_object_by_its_class():
+    schedule = Linear(since=3)
+    assert plain.describe(schedule.at) == f"{plain.describe(schedule)}.at"
+    assert plain.describe(torch.nn.Tanh()) == "torch.nn.modules.activation.Tanh"
+    assert plain.describe(torch.nn.Tanh) == "torch.nn.modules.activation.Tanh"
