@@ -17,14 +17,12 @@ from sympy import Expr, IndexedBase, Sum, Symbol, symbols
 if TYPE_CHECKING:
     import torch
 
-# fmt: off
 __all__ = [
     "T", "n", "d", "N", "start", "t", "i", "a", "k", "alpha", "beta", "eta", "lam", "gamma", "Z", "log_z",
     "log_r", "log_pi", "log_ref", "R", "V", "log_F", "Phi", "pi", "pi_ref", "Q", "over_path", "over_actions",
     "over_paths", "rtb_residual", "trust_pcl_residual", "sub_trajectory_residual", "split_last",
     "replace_entries", "reduce", "evaluate",
-]
-# fmt: on
+]  # fmt: skip
 #: Horizon T, number of actions n, length d of a sub-path, number of paths N: positive integers left unspecified.
 T, n, d, N = symbols("T n d N", integer=True, positive=True)
 #: First state of a sub-path, an integer from 0 on.
