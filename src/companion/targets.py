@@ -126,8 +126,7 @@ class Tilt:
 def twenty_five_to_nine(*, dtype: torch.dtype = torch.float32) -> Tilt:
     """Return the illustrative example: 25 equal modes on a grid in the plane, nine of which the posterior keeps.
 
-    Source: Venkatraman et al. (2024), with the weights of their code. Used in chapter
-    ``twenty-five-modes-to-nine``.
+    Source: Venkatraman et al. (2024), with the weights of their code. Used in chapter ``twenty-five-modes-to-nine``.
     """
     axis = (-10.0, -5.0, 0.0, 5.0, 10.0)
     grid = list(product(axis, axis))
