@@ -75,7 +75,7 @@ class Table:
         low, high = int(batch.group.min()), int(batch.group.max())  # integers: the batch has seen to that
         if not 0 <= low <= high < self.conditions:
             raise ValueError(
-                f"group goes from {low} to {high}; expected 0 to {self.conditions - 1}. Count from 0, or enlarge the table."
+                f"group goes from {low} to {high}; expected 0 to {self.conditions - 1}. Count from 0, or enlarge it."
             )
         return learned[0][batch.group.long()]
 
