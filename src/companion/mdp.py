@@ -4,9 +4,8 @@ A problem is a rooted, directed, acyclic graph. A state is a node, an action is 
 path runs from the root, state 0, to a state without outgoing edges. Each edge has a reward and a probability under the
 reference policy. Soft values and the optimal policy come from dynamic programming; all paths are listed; expectations
 are sums over that list. Nothing is sampled unless :func:`draw` is asked to. Introduced in chapters
-``a-sampler-is-a-policy`` and ``kl-regularised-rl``.
-
-Sources: the soft Bellman equation in Nachum et al. (2017a, 2017b) and Levine (2018).
+``a-sampler-is-a-policy`` and ``kl-regularised-rl``. Sources: the soft Bellman equation in Nachum et al. (2017a, 2017b)
+and Levine (2018).
 """
 
 import math
@@ -34,11 +33,9 @@ class Problem:
         log_ref: ``[edges]``, nats; log pi_ref of each edge, normalised over the edges that leave a state.
         rewards: ``[edges]``; R of each edge, -inf where r(x) = 0.
 
-    Raises:
-        ValueError: for a graph that is cyclic, disconnected or has a double edge, a reference that is not normalised,
-            or a reward that is NaN or +inf.
-
-    Source: the setting of Deleu et al. (2025). Introduced in chapter ``a-sampler-is-a-policy``.
+    Raises ``ValueError`` for a graph that is cyclic, disconnected or has a double edge, a reference that is not
+    normalised, or a reward that is NaN or +inf. Source: the setting of Deleu et al. (2025). Introduced in chapter
+    ``a-sampler-is-a-policy``.
     """
 
     source: Tensor
@@ -173,9 +170,8 @@ class Paths:
         edges: ``[paths, steps]``, int64; the edge taken at each step, -1 past the end of a path.
         states: ``[paths, steps + 1]``, int64; the states visited, the last one repeated past the end.
 
-    Raises:
-        ValueError: for another shape or dtype, and where something is looked up that has no entry for each edge, state
-            or path.
+    Raises ``ValueError`` for another shape or dtype, and where something is looked up that has no entry for each edge,
+    state or path.
     """
 
     edges: Tensor
@@ -319,11 +315,9 @@ def solve(problem: Problem, *, kl_weight: float, entropy_weight: float = 0.0, ga
         entropy_weight: eta, the weight of the entropy, >= 0; the two sum to alpha > 0.
         gamma: discount, ``0 < gamma <= 1``.
 
-    Raises:
-        ValueError: for a weight or a discount out of range, or weights so small that rewards divided by them overflow.
-
-    Source: Nachum et al. (2017b), the optimal values of the relative-entropy-regularised problem. Derived in chapter
-    ``kl-regularised-rl``.
+    Raises ``ValueError`` for a weight or a discount out of range, or weights so small that rewards divided by them
+    overflow. Source: Nachum et al. (2017b), the optimal values of the relative-entropy-regularised problem. Derived in
+    chapter ``kl-regularised-rl``.
     """
     check_kind("problem", problem, Problem)
     alpha = _check_weights(kl_weight, entropy_weight, gamma)
@@ -349,9 +343,8 @@ def evaluate(
     """Return the regularised value of each state under a given policy: J is the entry of the root.
 
     ``log_policy`` is ``[edges]``, normalised. Weights and discount as in :func:`solve`, except that they may all be
-    zero, which gives the plain return. Result: ``[states]``, in units of reward.
-
-    Source: the policy's own Bellman equation, Nachum et al. (2017b). Derived in chapter ``kl-regularised-rl``.
+    zero, which gives the plain return. Result: ``[states]``, in units of reward. Source: the policy's own Bellman
+    equation, Nachum et al. (2017b). Derived in chapter ``kl-regularised-rl``.
     """
     check_number("kl_weight", kl_weight, at_least=0)
     check_number("entropy_weight", entropy_weight, at_least=0)
@@ -454,8 +447,7 @@ def expectation(values: Tensor, log_behaviour: Tensor) -> Tensor:
         values: ``[paths]`` or ``[paths, ...]``.
         log_behaviour: ``[paths]``, nats; the law of the paths. It sums to probability 1.
 
-    Raises:
-        ValueError: for shapes that do not fit, a law that does not sum to one, or values that have no mean.
+    Raises ``ValueError`` for shapes that do not fit, a law that does not sum to one, or values that have no mean.
     """
     check_kind("values", values, Tensor)
     check_kind("log_behaviour", log_behaviour, Tensor)
@@ -497,9 +489,7 @@ def enumerate_batches(log_behaviour: Tensor, size: int, *, limit: int = 1_000_00
         ``[batches, size]``, int64, for :meth:`Paths.select`; and ``[batches]``, nats, which sum to probability 1: so
         :func:`expectation` gives the exact mean of whatever is computed from a batch. Keeps gradients.
 
-    Raises:
-        ValueError: for what is no law over paths, a size that is not a positive integer, or too many batches.
-
+    Raises ``ValueError`` for what is no law over paths, a size that is not a positive integer, or too many batches.
     Source: none, it is a list. Used in chapter ``on-policy-rtb-is-reinforce``.
     """
     check_positive_integers(size=size, limit=limit)

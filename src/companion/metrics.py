@@ -29,9 +29,8 @@ _SLACK = 1e-5
 def mode_weights(points: Tensor, mixture: GaussianMixture) -> Tensor:
     """Return the share of the points, ``[n, dim]``, nearest to each mean of a mixture: ``[components]``, sum 1.
 
-    Raises ``ValueError`` for no points, points of another shape or dtype, or some that are not finite.
-
-    Source: the assignment used with the illustrative example of Venkatraman et al. (2024). Used in chapter
+    Raises ``ValueError`` for no points, points of another shape or dtype, or some that are not finite. Source: the
+    assignment used with the illustrative example of Venkatraman et al. (2024). Used in chapter
     ``twenty-five-modes-to-nine``.
     """
     check_kind("mixture", mixture, GaussianMixture)
@@ -70,9 +69,8 @@ def sliced_wasserstein(x: Tensor, y: Tensor, generator: torch.Generator, *, proj
 
     The root of the mean, over random directions, of the squared 2-Wasserstein distance of the projections. Two samples
     of one law have a distance above zero, the noise floor: report it beside. Raises ``ValueError`` for no points,
-    clouds that do not fit, or points that are not finite.
-
-    Source: standard; the optimal coupling on a line sorts both sides. Used in chapter ``twenty-five-modes-to-nine``.
+    clouds that do not fit, or points that are not finite. Source: standard; the optimal coupling on a line sorts both
+    sides. Used in chapter ``twenty-five-modes-to-nine``.
     """
     for name, cloud in (("x", x), ("y", y)):
         check_matrix(name, cloud, "[n, dim]")

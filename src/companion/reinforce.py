@@ -71,13 +71,11 @@ def kl_loss(
     Returns:
         A scalar, in units of log r(x) times nats.
 
-    Raises:
-        ValueError: for a wrong rank, shape, dtype or device, a value that is not finite, ``beta <= 0``, an unknown
-            baseline or weighting, fewer than two paths (of a group) where baseline, weights or clip use the batch, a
-            ``log_behaviour`` that is missing or of no use, or an advantage that overflows.
-
-    Source: Williams (1992); Ahmadian et al. (2024), leave-one-out. Derived in chapter ``on-policy-rtb-is-reinforce``,
-    the weights in chapter ``off-policy-the-same-optimum``.
+    Raises ``ValueError`` for a wrong rank, shape, dtype or device, a value that is not finite, ``beta <= 0``, an
+    unknown baseline or weighting, fewer than two paths (of a group) where baseline, weights or clip use the batch, a
+    ``log_behaviour`` that is missing or of no use, or an advantage that overflows. Source: Williams (1992); Ahmadian et
+    al. (2024), leave-one-out. Derived in chapter ``on-policy-rtb-is-reinforce``, the weights in chapter
+    ``off-policy-the-same-optimum``.
     """
     statistic = clip is not None or (isinstance(baseline, str) and baseline != "none")
     minimum = 2 if statistic or weights != "none" else 1
@@ -120,9 +118,7 @@ def critic_loss(
     Returns:
         A scalar, in units of log r(x) squared.
 
-    Raises:
-        ValueError: as :func:`kl_loss`, and for a ``value`` of a wrong shape, dtype or device, or not finite.
-
+    Raises ``ValueError`` as :func:`kl_loss`, and for a ``value`` of a wrong shape, dtype or device, or not finite.
     Source: the baseline of Williams (1992), fitted by least squares. Derived in chapter ``on-policy-rtb-is-reinforce``.
     """
     _check(log_pi, _per_step(log_ref, log_behaviour, weights), steps, group, 1 if weights == "none" else 2)
@@ -147,9 +143,7 @@ def kl_estimator(log_pi: Tensor, log_ref: Tensor, *, kind: str, steps: Tensor | 
     Returns:
         ``[batch, steps]``, nats; zero in padding.
 
-    Raises:
-        ValueError: as :func:`kl_loss`, and for an unknown kind or an overflow, as of k3 where pi_ref/pi is huge.
-
+    Raises ``ValueError`` as :func:`kl_loss`, and for an unknown kind or an overflow, as of k3 where pi_ref/pi is huge.
     Source: Schulman (2020). Derived in chapter ``estimators-and-the-design-space``.
     """
     _check(log_pi, {"log_ref": log_ref}, steps, None, 1)
@@ -186,11 +180,9 @@ def published_baseline_loss(
         kl_weight: weight of the squared log-ratio, >= 0.
         group, steps: as the module says; zeros from a path's end on; given ``steps``, a nonzero entry there is refused.
 
-    Raises:
-        ValueError: as :func:`kl_loss` (but for -inf rewards), for a negative weight, or for rewards that overflow.
-
-    Source: the illustrative example of Venkatraman et al. (2024), as published with their code.
-    Derived in chapter ``anatomy-of-a-baseline``.
+    Raises ``ValueError`` as :func:`kl_loss` (but for -inf rewards), for a negative weight, or for rewards that
+    overflow. Source: the illustrative example of Venkatraman et al. (2024), as published with their code. Derived in
+    chapter ``anatomy-of-a-baseline``.
     """
     _check(log_pi, {"log_ref": log_ref}, steps, group, 2)
     check_fits("log_reward", log_reward, log_pi, log_pi.shape[:1], "[batch]")

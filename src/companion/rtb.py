@@ -52,10 +52,9 @@ def residual(
     Returns:
         ``[batch]``, in nats; zero for every path exactly when the policy samples p_ref(tau) r(x)^beta / Z.
 
-    Raises:
-        ValueError: for a wrong rank, shape, dtype or device, a value that is not finite, ``beta <= 0``, or wrong steps.
-
-    Source: Venkatraman et al. (2024), equation (8), the constraint. Derived in chapter ``relative-trajectory-balance``.
+    Raises ``ValueError`` for a wrong rank, shape, dtype or device, a value that is not finite, ``beta <= 0``, or wrong
+    steps. Source: Venkatraman et al. (2024), equation (8), the constraint. Derived in chapter
+    ``relative-trajectory-balance``.
     """
     _check(log_pi, log_ref, log_reward, beta, steps)
     check_scalar("log_z", log_z, log_pi)
@@ -76,9 +75,8 @@ def loss(
 
     Arguments, padding (zeros from a path's end on; given ``steps``, a nonzero entry there is refused) and errors as in
     :func:`residual`. The paths may come from any behaviour. Without a statistic of the batch ``group`` is only checked.
-
-    Source: Venkatraman et al. (2024), equation (9), there without the half and at beta = 1.
-    Derived in chapter ``relative-trajectory-balance``.
+    Source: Venkatraman et al. (2024), equation (9), there without the half and at beta = 1. Derived in chapter
+    ``relative-trajectory-balance``.
     """
     balance = residual(log_pi, log_ref, log_reward, log_z, beta=beta, steps=steps)
     check_group(group, log_pi)
@@ -97,11 +95,10 @@ def vargrad_loss(
     """Return half the batch variance of the RTB residual, a scalar in nats squared: RTB with the batch's best log Z.
 
     Arguments, padding (zeros from a path's end on; given ``steps``, a nonzero entry there is refused) and errors as in
-    :func:`residual`, without ``log_z``, with at least two paths (of each group).
-    The variance is divided by n, not n - 1: it is the minimum of :func:`loss` over a scalar ``log_z`` (of each group).
-
-    Source: Richter et al. (2020), VarGrad; Zhang et al. (2023) for log Z from the batch; Venkatraman et al. (2024),
-    equation (23), there without the half. Derived in chapter ``relative-trajectory-balance``.
+    :func:`residual`, without ``log_z``, with at least two paths (of each group). The variance is divided by n, not by
+    n - 1: it is the minimum of :func:`loss` over a scalar ``log_z`` (of each group). Source: Richter et al. (2020),
+    VarGrad; Zhang et al. (2023) for log Z from the batch; Venkatraman et al. (2024), equation (23), there without the
+    half. Derived in chapter ``relative-trajectory-balance``.
     """
     _check(log_pi, log_ref, log_reward, beta, steps)
     check_group(group, log_pi, minimum=2)
@@ -130,10 +127,8 @@ def sub_trajectory_residual(
     Returns:
         ``[batch]``, in nats.
 
-    Raises:
-        ValueError: as :func:`residual`, and for a span outside the path.
-
-    Source: sub-trajectory balance, Madan et al. (2023), relative to a prior. Derived in chapter ``the-equivalence``.
+    Raises ``ValueError`` as :func:`residual`, and for a span outside the path. Source: sub-trajectory balance, Madan et
+    al. (2023), relative to a prior. Derived in chapter ``the-equivalence``.
     """
     check_log_pi(log_pi)
     check_per_step("log_ref", log_ref, log_pi)

@@ -80,9 +80,8 @@ def rtb_residual() -> Expr:
 def trust_pcl_residual(length: Expr = T, first: Expr = sympy.S.Zero) -> Expr:
     """Return Trust-PCL's residual on ``length`` transitions from state ``first``, with eta, lambda and gamma free.
 
-    ``first`` must not contain the index ``i`` of the sum; ``ValueError`` otherwise.
-
-    Source: Nachum et al. (2017b), the consistency error of Trust-PCL. Derived in chapter ``path-consistency``.
+    ``first`` must not contain the index ``i`` of the sum; ``ValueError`` otherwise. Source: Nachum et al. (2017b), the
+    consistency error of Trust-PCL. Derived in chapter ``path-consistency``.
     """
     _check_index_free(first)
     gain = R[first + i] - (eta + lam) * log_pi[first + i] + lam * log_ref[first + i]
@@ -92,9 +91,8 @@ def trust_pcl_residual(length: Expr = T, first: Expr = sympy.S.Zero) -> Expr:
 def sub_trajectory_residual(length: Expr = d, first: Expr = start) -> Expr:
     """Return the relative sub-trajectory balance residual on ``length`` transitions from state ``first``.
 
-    ``first`` must not contain the index ``i`` of the sum; ``ValueError`` otherwise.
-
-    Source: Madan et al. (2023), taken relative to a prior. Derived in chapter ``the-equivalence``.
+    ``first`` must not contain the index ``i`` of the sum; ``ValueError`` otherwise. Source: Madan et al. (2023), taken
+    relative to a prior. Derived in chapter ``the-equivalence``.
     """
     _check_index_free(first)
     ratios = Sum(log_pi[first + i] - log_ref[first + i], (i, 0, length - 1))

@@ -3,9 +3,8 @@
 A task is a prior over x and a posterior over x, both known in closed form; the reward is their ratio, r(x) = posterior
 density / prior density, so that at beta = 1 the target p*(x) = prior(x) r(x) / Z is the posterior and Z = 1. What a
 sampler was fine-tuned to can thus be compared with what it should have become. Used in chapter
-``twenty-five-modes-to-nine``.
-
-Source: the illustrative example of Venkatraman et al. (2024), revisited by Deleu et al. (2025).
+``twenty-five-modes-to-nine``. Source: the illustrative example of Venkatraman et al. (2024), revisited by Deleu et al.
+(2025).
 """
 
 import math
@@ -48,10 +47,8 @@ class GaussianMixture:
         variance: of each component, > 0.
 
     Raises ``ValueError`` for a wrong shape, dtype or device, means that are not finite, weights that are no law, or
-    ``variance <= 0``.
-
-    Source: standard; the closed-form drift that ends in it is :class:`companion.samplers.drifts.MixtureDrift`. Used
-    in chapter ``twenty-five-modes-to-nine``.
+    ``variance <= 0``. Source: standard; the closed-form drift that ends in it is
+    :class:`companion.samplers.drifts.MixtureDrift`. Used in chapter ``twenty-five-modes-to-nine``.
     """
 
     means: Tensor
@@ -156,12 +153,9 @@ def tilted_mode_weights(tilt: Tilt, factor: float) -> Tensor:
     Within a mode r(x) is nearly constant where modes are far apart: the ratio r_k of posterior weight and prior weight,
     0 where the posterior has none. So mode k has its prior weight times exp(factor r_k). Left out is the share of a
     component that lies nearer to another mean, less than 1e-5 in the illustrative example. The first published baseline
-    with weight w and batches of n has the factor (1 - 1/n) / (2w).
-
-    Raises ``ValueError`` for two variances, a mean of the posterior that the prior does not have, or a factor that is
-    negative, not finite, or so large that its product with r is not.
-
-    Source: claim B1. Derived in chapter ``anatomy-of-a-baseline``.
+    with weight w and batches of n has the factor (1 - 1/n) / (2w). Raises ``ValueError`` for two variances, a mean of
+    the posterior that the prior does not have, or a factor that is negative, not finite, or so large that its product
+    with r is not. Source: claim B1. Derived in chapter ``anatomy-of-a-baseline``.
     """
     check_number("factor", factor, at_least=0)
     check_kind("tilt", tilt, Tilt)

@@ -60,11 +60,9 @@ def residual(
     Returns:
         ``[batch]``, in units of reward; zero on every transition exactly at the optimal policy and soft values.
 
-    Raises:
-        ValueError: for a wrong rank, shape, dtype or device, a value that is not finite, a last value that is not
-            zero, a weight or discount out of range, a span outside the path, or wrong steps.
-
-    Source: Nachum et al. (2017b), the consistency error of Trust-PCL. Derived in chapter ``path-consistency``.
+    Raises ``ValueError`` for a wrong rank, shape, dtype or device, a value that is not finite, a last value that is not
+    zero, a weight or discount out of range, a span outside the path, or wrong steps. Source: Nachum et al. (2017b), the
+    consistency error of Trust-PCL. Derived in chapter ``path-consistency``.
     """
     _check(log_pi, log_ref, rewards, values, steps)
     _check_weights(kl_weight, entropy_weight, gamma)
@@ -88,10 +86,8 @@ def full_path_values(first_value: Tensor, log_pi: Tensor) -> Tensor:
     Returns:
         ``[batch, steps + 1]``, for :func:`residual` and :func:`loss` without ``start`` and ``stop``.
 
-    Raises:
-        ValueError: for a wrong rank, shape, dtype or device, or a value that is not finite.
-
-    Source: the full-path case of Nachum et al. (2017b). Derived in chapter ``path-consistency``.
+    Raises ``ValueError`` for a wrong rank, shape, dtype or device, or a value that is not finite. Source: the full-path
+    case of Nachum et al. (2017b). Derived in chapter ``path-consistency``.
     """
     check_log_pi(log_pi)
     check_scalar("first_value", first_value, log_pi)
@@ -117,7 +113,6 @@ def loss(
 
     Arguments, padding (zeros from a path's end on; given ``steps``, a nonzero entry there is refused) and errors as in
     :func:`residual`. The paths may come from any behaviour. Without a statistic of the batch ``group`` is only checked.
-
     Source: Nachum et al. (2017b), who sum it over the sub-paths wanted. Derived in chapter ``path-consistency``.
     """
     weights = {"kl_weight": kl_weight, "entropy_weight": entropy_weight, "gamma": gamma}

@@ -2,9 +2,8 @@
 
 An objective asks for the same few numbers whatever is sampled: the log-probability of each step under the policy, the
 reference and the behaviour, and the log-reward of the end. A :class:`Batch` holds them, for Gaussian steps, the edges
-of a graph or tokens alike. The behaviour, which is what draws the paths, is a value of the sampler's own type.
-
-Source: the choices of behaviour in Venkatraman et al. (2024) and Sendera et al. (2024).
+of a graph or tokens alike. The behaviour, which is what draws the paths, is a value of the sampler's own type. Source:
+the choices of behaviour in Venkatraman et al. (2024) and Sendera et al. (2024).
 """
 
 from dataclasses import dataclass
@@ -70,9 +69,8 @@ class Batch:
     def log_weights(self, *, beta: float = 1.0) -> Tensor:
         """Return e of each path, ``beta log r(x) - sum(log_pi - log_ref)``: ``[batch]``, nats. Keeps gradients.
 
-        Its mean is the ELBO over the policy's own paths, the EUBO over paths of the target.
-
-        Source: claim O3. Derived in chapter ``on-policy-rtb-is-reinforce``.
+        Its mean is the ELBO over the policy's own paths, the EUBO over paths of the target. Source: claim O3. Derived
+        in chapter ``on-policy-rtb-is-reinforce``.
         """
         return beta * self.log_reward - (self.log_pi - self.log_ref).sum(dim=1)
 
@@ -109,9 +107,8 @@ class Fading:
         until: iteration up to which it is held.
         end: iteration from which it is zero; in between it is ``start * (1 - i / end)``.
 
-    Raises ``ValueError`` for a number out of range, or a stretch that ends before it begins.
-
-    Source: the schedule of exploration of Venkatraman et al. (2024). Used in chapter ``twenty-five-modes-to-nine``.
+    Raises ``ValueError`` for a number out of range, or a stretch that ends before it begins. Source: the schedule of
+    exploration of Venkatraman et al. (2024). Used in chapter ``twenty-five-modes-to-nine``.
     """
 
     start: float

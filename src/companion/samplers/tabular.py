@@ -47,9 +47,8 @@ class TabularSampler:
         logits: ``[edges]``, to be trained; the policy is their softmax over the edges that leave a state. By default
             those of the reference.
 
-    Raises ``ValueError`` for logits of another shape, or that require no gradient.
-
-    Source: the problems of :mod:`companion.mdp`. Used in chapter ``enumerable-ground-truth``.
+    Raises ``ValueError`` for logits of another shape, or that require no gradient. Source: the problems of
+    :mod:`companion.mdp`. Used in chapter ``enumerable-ground-truth``.
     """
 
     def __init__(self, problem: Problem, logits: Tensor | None = None) -> None:
