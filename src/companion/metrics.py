@@ -40,13 +40,10 @@ def mode_weights(points: Tensor, mixture: GaussianMixture) -> Tensor:
 
 
 def total_variation(p: Tensor, q: Tensor) -> Tensor:
-    """Return half the sum of the absolute differences of two laws over the same outcomes, ``[outcomes]``.
-
-    Raises ``ValueError`` for what is no law, to five digits, or two that do not fit.
-    """
+    """Return half the sum of absolute differences of two laws, ``[outcomes]``. Errors as :func:`kl_divergence`."""
     check_law("p", p, _SLACK)
     check_law("q", q, _SLACK)
-    _check_same("p", p, "q", q)
+    _check_same(p=p, q=q)
     return 0.5 * (p - q).abs().sum()
 
 
@@ -60,7 +57,7 @@ def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
     p = log_p.exp()
     check_law("exp(log_p)", p, _SLACK)
     check_law("exp(log_q)", log_q.exp(), _SLACK)
-    _check_same("log_p", log_p, "log_q", log_q)
+    _check_same(log_p=log_p, log_q=log_q)
     return torch.where(p > 0, p * (log_p - log_q), torch.zeros_like(p)).sum()
 
 
@@ -75,7 +72,7 @@ def sliced_wasserstein(x: Tensor, y: Tensor, generator: torch.Generator, *, proj
     for name, cloud in (("x", x), ("y", y)):
         check_matrix(name, cloud, "[n, dim]")
         check_finite(name, cloud, "Leave out the points of a sampler that diverged, or mend it.")
-    _check_same("x", x, "y", y)
+    _check_same(x=x, y=y)
     check_generator(generator)
     check_positive_integers(projections=projections)
     directions = torch.randn(x.shape[1], projections, generator=generator, dtype=x.dtype, device=x.device)
@@ -94,10 +91,7 @@ def importance_log_z(log_weight: Tensor) -> Tensor:
 
 
 def effective_sample_size(log_weight: Tensor) -> Tensor:
-    """Return the effective sample size over n of importance weights, ``[n]`` in logarithms: 1 where all are equal.
-
-    Raises ``ValueError`` as :func:`importance_log_z`.
-    """
+    """Return the effective sample size over n, ``[n]`` and errors as in :func:`importance_log_z`: 1 if all equal."""
     _check_log_weight(log_weight)
     return 1 / (log_weight.softmax(dim=0).square().sum() * len(log_weight))
 
@@ -112,9 +106,9 @@ def _check_log_weight(log_weight: Tensor) -> None:
         raise ValueError("log_weight is -inf throughout; expected one path whose weight is not zero. Draw more paths.")
 
 
-def _check_same(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
-    if value.shape != other.shape or value.dtype != other.dtype:
-        raise ValueError(
-            f"{name} is {tuple(value.shape)} {value.dtype}, {other_name} {tuple(other.shape)} {other.dtype}; expected "
-            "the same of both. Draw as many points, or list the same outcomes."
-        )
+def _check_same(**both: Tensor) -> None:
+    kinds = {name: f"{tuple(value.shape)} {value.dtype}" for name, value in both.items()}
+    if len(set(kinds.values())) > 1:
+        (name, given), (other, kind) = kinds.items()
+        mend = "Draw as many points, or list the same outcomes."
+        raise ValueError(f"{name} is {given}, {other} {kind}; expected the same of both. {mend}")

@@ -47,17 +47,13 @@ def rescale(
     else:
         decoupled = optimiser == "AdamW" or used.get("decoupled_weight_decay", False)
         decay = 1.0 if decoupled else gradient  # decoupled, it never meets the gradient, only the rate
-        changed = {
-            "lr": used["lr"] * parameter,
-            "eps": used["eps"] * gradient,
-            "weight_decay": used["weight_decay"] * decay / parameter,
-        }
+        changed = {"lr": used["lr"] * parameter, "eps": used["eps"] * gradient}
+        changed["weight_decay"] = used["weight_decay"] * decay / parameter
     for name, value in changed.items():
         if not math.isfinite(value) or (value == 0) != (used[name] == 0):
-            raise ValueError(
-                f"{name}={used[name]!r} becomes {value} under the factors {gradient:g} and {parameter:g}; expected a "
-                "number that floats can hold. Put moderate units into the losses first, or choose another value."
-            )
+            given = f"{name}={used[name]!r} becomes {value} under the factors {gradient:g} and {parameter:g}"
+            mend = "Put moderate units into the losses first, or choose another value."
+            raise ValueError(f"{given}; expected a number that floats can hold. {mend}")
     return {**settings, **changed}
 
 
@@ -75,10 +71,8 @@ def trust_pcl_settings(
     check_number("alpha", alpha, above=0)
     alpha = float(alpha)  # the square of an integer may be too large for torch, or for a float
     check_number("alpha squared", alpha * alpha, above=0)
-    return (
-        rescale(optimiser, policy, gradient=alpha * alpha),
-        rescale(optimiser, log_z, gradient=alpha, parameter=alpha),
-    )
+    of_policy = rescale(optimiser, policy, gradient=alpha * alpha)
+    return of_policy, rescale(optimiser, log_z, gradient=alpha, parameter=alpha)
 
 
 def _complete(optimiser: str, settings: Mapping[str, object]) -> dict[str, Any]:

@@ -33,22 +33,14 @@ t, i, a, k = symbols("t i a k", integer=True, nonnegative=True)
 alpha, beta, eta, lam, gamma, Z = symbols("alpha beta eta lambda gamma Z", positive=True)
 #: log Z and log r(x).
 log_z, log_r = Symbol(r"(\log Z)", real=True), Symbol(r"(\log r)", real=True)
-#: log pi_theta of step t of a path.
-log_pi = IndexedBase(r"\log\pi", real=True)
-#: log pi_ref of step t of a path.
-log_ref = IndexedBase(r"\log\pi^{ref}", real=True)
+#: log pi_theta and log pi_ref of step t of a path.
+log_pi, log_ref = IndexedBase(r"\log\pi", real=True), IndexedBase(r"\log\pi^{ref}", real=True)
 #: Reward of step t of a path, or of an action, or the return of a path.
 R = IndexedBase("R", real=True)
-#: Value of the state that a path is in at time t, or that an action leads to.
-V = IndexedBase("V", real=True)
-#: log F of the state that a path is in at time t.
-log_F = IndexedBase(r"\log F", real=True)
-#: Potential of the state that a path is in at time t.
-Phi = IndexedBase(r"\Phi", real=True)
-#: Probability of an action, or of a path, under the policy.
-pi = IndexedBase(r"\pi", positive=True)
-#: Probability of an action, or of a path, under the reference.
-pi_ref = IndexedBase(r"\pi^{ref}", positive=True)
+#: Value, log F and potential of the state that a path is in at time t; value also of that an action leads to.
+V, log_F, Phi = (IndexedBase(name, real=True) for name in ("V", r"\log F", r"\Phi"))
+#: Probability of an action, or of a path, under the policy and under the reference.
+pi, pi_ref = IndexedBase(r"\pi", positive=True), IndexedBase(r"\pi^{ref}", positive=True)
 #: Worth of an action.
 Q = IndexedBase("Q", real=True)
 
@@ -106,7 +98,7 @@ def split_last(expression: Expr) -> Expr:
         index, first, last = _only_limit(total)
         return Sum(total.function, (index, first, last - 1)) + total.function.subs(index, last)
 
-    return expression.replace(lambda e: isinstance(e, Sum), split)
+    return expression.replace(_is_sum, split)
 
 
 def replace_entries(expression: Expr, base: IndexedBase, entry: Callable[[Expr], Expr]) -> Expr:

@@ -25,16 +25,9 @@ from companion.validation import (
 
 #: Weights over 61 of the nine modes that the posterior keeps, by their means.
 _KEPT = {
-    (-10.0, -5.0): 4,
-    (-5.0, -10.0): 10,
-    (-5.0, 0.0): 4,
-    (10.0, -5.0): 5,
-    (0.0, 0.0): 10,
-    (0.0, 5.0): 5,
-    (5.0, -5.0): 4,
-    (5.0, 0.0): 15,
-    (5.0, 10.0): 4,
-}
+    (-10.0, -5.0): 4, (-5.0, -10.0): 10, (-5.0, 0.0): 4, (10.0, -5.0): 5, (0.0, 0.0): 10, (0.0, 5.0): 5,
+    (5.0, -5.0): 4, (5.0, 0.0): 15, (5.0, 10.0): 4,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,10 +76,7 @@ class GaussianMixture:
         return means + math.sqrt(self.variance) * noise
 
     def nearest(self, x: Tensor) -> Tensor:
-        """Return the index of the mean nearest to each point of ``x``, ``[batch, dim]``: ``[batch]``, int64.
-
-        Raises ``ValueError`` for points that are not finite: no mean is nearest to them.
-        """
+        """Return each point's nearest mean, ``[batch, dim]`` to ``[batch]``, int64; ``ValueError`` if not finite."""
         self._check_points(x)
         check_finite("x", x, "Leave out the points of a sampler that diverged, or mend it.")
         return torch.cdist(x, self.means).argmin(dim=1)
@@ -100,11 +90,7 @@ class GaussianMixture:
 
 @dataclass(frozen=True, eq=False)
 class Tilt:
-    """A prior, and the posterior that a reward tilts it to.
-
-    Attributes:
-        prior: what the reference samples.
-        posterior: the target at beta = 1.
+    """A prior, which the reference samples, and the posterior that a reward tilts it to, the target at beta = 1.
 
     Raises ``ValueError`` for what are no two mixtures in one space, of one dtype.
     """
@@ -141,9 +127,7 @@ def weights_on(whole: GaussianMixture, part: GaussianMixture) -> Tensor:
     _check_one_space(whole=whole, part=part)
     same = (part.means[:, None] == whole.means).all(dim=2)
     if bool((same.sum(dim=1) != 1).any()):
-        raise ValueError(
-            "part has a mean that whole has not, or has twice; expected each once. Pass the prior, then the posterior."
-        )
+        raise ValueError("part has a mean that whole has not, or has twice; expected each once. Pass the prior first.")
     return torch.zeros_like(whole.weights).index_add(0, same.long().argmax(dim=1), part.weights)
 
 
@@ -160,10 +144,8 @@ def tilted_mode_weights(tilt: Tilt, factor: float) -> Tensor:
     check_number("factor", factor, at_least=0)
     check_kind("tilt", tilt, Tilt)
     if tilt.prior.variance != tilt.posterior.variance:
-        raise ValueError(
-            f"The variances are {tilt.prior.variance:g} and {tilt.posterior.variance:g}; expected one, or r(x) is not "
-            "constant within a mode. Integrate instead."
-        )
+        given = f"{tilt.prior.variance:g} and {tilt.posterior.variance:g}"
+        raise ValueError(f"The variances are {given}; expected one, or r(x) varies within a mode. Integrate instead.")
     reward = weights_on(tilt.prior, tilt.posterior) / tilt.prior.weights
     check_finite("factor * reward", factor * reward, "Pass a smaller factor.")
     return (tilt.prior.weights.log() + factor * reward).softmax(dim=0)
