@@ -102,11 +102,7 @@ class Sampler(Protocol):
 class Fading:
     """A number that is held, then falls in proportion to what is left of a stretch of iterations, then is zero.
 
-    Attributes:
-        start: its value at first, >= 0.
-        until: iteration up to which it is held.
-        end: iteration from which it is zero; in between it is ``start * (1 - i / end)``.
-
+    It is ``start``, >= 0, up to iteration ``until``, from ``end`` on zero, and in between ``start * (1 - i / end)``.
     Raises ``ValueError`` for a number out of range, or a stretch that ends before it begins. Source: the schedule of
     exploration of Venkatraman et al. (2024). Used in chapter ``twenty-five-modes-to-nine``.
     """
@@ -156,18 +152,16 @@ def weights_of(policy: object, reference: object, stored: list[Tensor]) -> list[
     where policy, reference and store differ in dtype or device.
     """
     modules = (model if isinstance(model, torch.nn.Module) else torch.nn.Module() for model in (policy, reference))
-    weights: list[list[Tensor]] = [list(module.parameters()) for module in modules]
-    ours, theirs = weights
+    ours, theirs = (list[Tensor](module.parameters()) for module in modules)
     if not ours:
         given = f"{type(policy).__name__} without parameters"
         raise ValueError(f"policy is a {given}; expected a torch.nn.Module to train. Wrap it in one.")
     trained = {weight.data_ptr() for weight in ours if weight.requires_grad and weight.numel()}
     shared = sum(weight.data_ptr() in trained for weight in theirs)
     if shared:
-        raise ValueError(
-            f"policy and reference share {shared} tensor(s) that are trained; expected none: the reference would move "
-            "with the policy. Pass a copy: copy.deepcopy(reference).requires_grad_(True)."
-        )
+        expected = "expected none: the reference would move with the policy"
+        mend = "Pass a copy: copy.deepcopy(reference).requires_grad_(True)."
+        raise ValueError(f"policy and reference share {shared} tensor(s) that are trained; {expected}. {mend}")
     parts = {"policy": ours, "reference": theirs, "store": stored}
     kinds = {name: (part[0].dtype, part[0].device) for name, part in parts.items() if part}
     if len(set(kinds.values())) > 1:

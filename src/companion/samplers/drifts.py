@@ -19,14 +19,10 @@ from companion.validation import check_number
 class MixtureDrift:
     """The drift that takes Brownian motion of the process's variance from 0 at time 0 to a mixture at time 1.
 
-    It is E[(s_1 - s_t) / (1 - t) | s_t], in closed form for Gaussians (the Doob transform, or Foellmer drift). With
-    finitely many steps the samples follow the mixture only nearly; the discretised process is then the reference.
-
-    Attributes:
-        process: steps and noise.
-        mixture: the law of s_1.
-
-    Source: Foellmer's drift, as in Zhang and Chen (2022). Used in chapter ``twenty-five-modes-to-nine``.
+    It is E[(s_1 - s_t) / (1 - t) | s_t], in closed form for Gaussians (the Doob transform, or Foellmer drift), with
+    ``mixture`` the law of s_1. With finitely many steps the samples follow it only nearly; the discretised process is
+    then the reference. Source: Foellmer's drift, as in Zhang and Chen (2022). Used in chapter
+    ``twenty-five-modes-to-nine``.
     """
 
     process: Process
@@ -67,8 +63,8 @@ class GuidedDrift:
         log_reward: log r, ``[n, dim]`` to ``[n]``, differentiable; a gradient that is not finite counts as zero.
         strength: factor on the gradient, >= 0.
 
-    Source: Dhariwal and Nichol (2021), in the form that Venkatraman et al. (2024) compare with. Used in
-    chapter ``twenty-five-modes-to-nine``.
+    Source: Dhariwal and Nichol (2021), in the form that Venkatraman et al. (2024) compare with. Used in chapter
+    ``twenty-five-modes-to-nine``.
     """
 
     process: Process
