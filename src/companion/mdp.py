@@ -153,9 +153,8 @@ class Problem:
 class Solution:
     """The exact solution of a problem.
 
-    Attributes:
-        values: ``[states]``, V*(s) in units of reward, 0 at terminal states.
-        log_policy: ``[edges]``, nats; the logarithm of the optimal policy.
+    ``values`` is V*(s), ``[states]``, in units of reward, 0 at terminal states; ``log_policy``, ``[edges]``, nats, the
+    logarithm of the optimal policy.
     """
 
     values: Tensor
@@ -221,8 +220,8 @@ class Paths:
 def from_edges(edges: Sequence[tuple[int, int]], *, dtype: torch.dtype = torch.float64) -> Problem:
     """Return a problem with these edges, a uniform reference policy and no reward.
 
-    ``edges`` are pairs (state, next state), each leading to a higher number, 0 being the root; they are sorted.
-    Raises ``ValueError`` for a graph that is cyclic, disconnected or has a double edge.
+    ``edges`` are pairs (state, next state), each leading to a higher number, 0 being the root; they are sorted. Raises
+    ``ValueError`` for a graph that is cyclic, disconnected or has a double edge.
     """
     pairs = isinstance(edges, list | tuple) and all(isinstance(edge, list | tuple) and len(edge) == 2 for edge in edges)
     if not pairs or not all(type(state) is int for edge in edges for state in edge):
@@ -272,10 +271,7 @@ def small_graph() -> Problem:
 
 
 def random_policy(problem: Problem, generator: torch.Generator) -> Tensor:
-    """Return a random policy, ``[edges]``, nats: the softmax in each state of standard normal logits.
-
-    Raises ``ValueError`` without a generator: nothing is drawn from global state.
-    """
+    """Return a random policy, ``[edges]``, nats, of standard normal logits; ``ValueError`` without a generator."""
     check_generator(generator)
     check_kind("problem", problem, Problem)
     logits = torch.randn(len(problem.source), generator=generator, dtype=problem.log_ref.dtype)
@@ -363,10 +359,7 @@ def evaluate(
 
 
 def enumerate_paths(problem: Problem, *, limit: int = 10_000_000) -> Paths:
-    """Return every path from the root to a terminal state.
-
-    Raises ``ValueError`` where there are more than ``limit`` of them.
-    """
+    """Return every path from the root to a terminal state. Raises ``ValueError`` for more than ``limit`` of them."""
     check_positive_integers(limit=limit)
     total = count_paths(problem)
     if total > limit:
@@ -394,10 +387,7 @@ def count_paths(problem: Problem) -> int:
 
 
 def path_counts(problem: Problem) -> Tensor:
-    """Return n(s), the number of paths from the root to each state, ``[states]``, int64.
-
-    Raises ``ValueError`` where there are more than 2^53 in all, beyond which a count would not be exact.
-    """
+    """Return n(s), the number of paths from the root to each state, ``[states]``, int64; ``ValueError`` beyond 2^53."""
     check_kind("problem", problem, Problem)
     counts = torch.zeros(problem.n_states, dtype=torch.float64)
     counts[0] = 1
@@ -443,11 +433,9 @@ def marginal(problem: Problem, paths: Paths, log_prob: Tensor) -> Tensor:
 def expectation(values: Tensor, log_behaviour: Tensor) -> Tensor:
     """Return the exact mean of a quantity over all paths, ``sum(exp(log_behaviour) * values)``. Keeps gradients.
 
-    Args:
-        values: ``[paths]`` or ``[paths, ...]``.
-        log_behaviour: ``[paths]``, nats; the law of the paths. It sums to probability 1.
-
-    Raises ``ValueError`` for shapes that do not fit, a law that does not sum to one, or values that have no mean.
+    ``values`` is ``[paths]`` or ``[paths, ...]``; ``log_behaviour``, ``[paths]``, nats, is the law of the paths, and
+    sums to probability 1. Raises ``ValueError`` for shapes that do not fit, a law that does not sum to one, or values
+    that have no mean.
     """
     check_kind("values", values, Tensor)
     check_kind("log_behaviour", log_behaviour, Tensor)
@@ -480,17 +468,12 @@ def draw(paths: Paths, log_behaviour: Tensor, n: int, generator: torch.Generator
 def enumerate_batches(log_behaviour: Tensor, size: int, *, limit: int = 1_000_000) -> tuple[Tensor, Tensor]:
     """Return every ordered batch of ``size`` paths drawn with replacement, and its log-probability.
 
-    Args:
-        log_behaviour: ``[paths]``, nats; the law of one path. It sums to probability 1.
-        size: number of paths in a batch, at least 1.
-        limit: the most entries, batches times size, to list.
-
-    Returns:
-        ``[batches, size]``, int64, for :meth:`Paths.select`; and ``[batches]``, nats, which sum to probability 1: so
-        :func:`expectation` gives the exact mean of whatever is computed from a batch. Keeps gradients.
-
-    Raises ``ValueError`` for what is no law over paths, a size that is not a positive integer, or too many batches.
-    Source: none, it is a list. Used in chapter ``on-policy-rtb-is-reinforce``.
+    ``log_behaviour``, ``[paths]``, nats, is the law of one path, and sums to probability 1; ``size`` is at least 1;
+    ``limit`` is the most entries, batches times size, to list. Returns ``[batches, size]``, int64, for
+    :meth:`Paths.select`; and ``[batches]``, nats, which sum to probability 1: so :func:`expectation` gives the exact
+    mean of whatever is computed from a batch. Keeps gradients. Raises ``ValueError`` for what is no law over paths, a
+    size that is not a positive integer, or too many batches. Source: none, it is a list. Used in chapter
+    ``on-policy-rtb-is-reinforce``.
     """
     check_positive_integers(size=size, limit=limit)
     if not isinstance(log_behaviour, Tensor) or log_behaviour.ndim != 1 or not log_behaviour.is_floating_point():

@@ -217,15 +217,9 @@ def provenance(root: Path, sources: Iterable[str], *, clean: bool = True) -> dic
     if clean and (changed or None in (changed, commit)):
         what = f"uncommitted changes: {changed}" if changed else f"no git checkout in {root} that knows {given}"
         raise RuntimeError(f"{what}; expected none, so that a result names its code. Commit.")
-    found = {
-        "commit": commit,
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "python": platform.python_version(),
-        "torch": version("torch").split("+")[0],
-        "numpy": np.__version__,
-        "machine": platform.machine(),
-        "cores": os.cpu_count(),
-    }
+    found: dict[str, Any] = {"commit": commit, "started": datetime.now(UTC).isoformat(timespec="seconds")}
+    found |= {"python": platform.python_version(), "torch": version("torch").split("+")[0], "numpy": np.__version__}
+    found |= {"machine": platform.machine(), "cores": os.cpu_count()}
     return found if clean else found | {"uncommitted": sorted(line[3:] for line in (changed or "").splitlines())}
 
 

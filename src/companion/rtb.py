@@ -49,12 +49,9 @@ def residual(
         beta: inverse temperature, > 0; 1/alpha in the notation of chapter ``kl-regularised-rl``.
         steps: true lengths: zeros from a path's end on; given ``steps``, a nonzero entry there is refused.
 
-    Returns:
-        ``[batch]``, in nats; zero for every path exactly when the policy samples p_ref(tau) r(x)^beta / Z.
-
-    Raises ``ValueError`` for a wrong rank, shape, dtype or device, a value that is not finite, ``beta <= 0``, or wrong
-    steps. Source: Venkatraman et al. (2024), equation (8), the constraint. Derived in chapter
-    ``relative-trajectory-balance``.
+    Returns ``[batch]``, in nats; zero for every path exactly when the policy samples p_ref(tau) r(x)^beta / Z. Raises
+    ``ValueError`` for a wrong rank, shape, dtype or device, a value that is not finite, ``beta <= 0``, or wrong steps.
+    Source: Venkatraman et al. (2024), equation (8), the constraint. Derived in chapter ``relative-trajectory-balance``.
     """
     _check(log_pi, log_ref, log_reward, beta, steps)
     check_scalar("log_z", log_z, log_pi)
@@ -124,11 +121,8 @@ def sub_trajectory_residual(
         stop: index of the last state, ``0 <= start < stop <= columns``.
         steps: true lengths: zeros from a path's end on; given ``steps``, a nonzero entry there is refused.
 
-    Returns:
-        ``[batch]``, in nats.
-
-    Raises ``ValueError`` as :func:`residual`, and for a span outside the path. Source: sub-trajectory balance, Madan et
-    al. (2023), relative to a prior. Derived in chapter ``the-equivalence``.
+    Returns ``[batch]``, in nats. Raises ``ValueError`` as :func:`residual`, and for a span outside the path. Source:
+    sub-trajectory balance, Madan et al. (2023), relative to a prior. Derived in chapter ``the-equivalence``.
     """
     check_log_pi(log_pi)
     check_per_step("log_ref", log_ref, log_pi)

@@ -20,13 +20,7 @@ from companion.validation import check_number, check_positive_integers
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and its confidence interval.
-
-    Attributes:
-        mean: of the values.
-        low: lower end.
-        high: upper end.
-    """
+    """A mean and its confidence interval, from ``low`` to ``high``."""
 
     mean: float
     low: float

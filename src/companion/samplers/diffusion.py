@@ -27,6 +27,8 @@ from companion.validation import (
 
 #: A drift: states ``[..., dim]`` and times ``[...]`` or 0-d, to ``[..., dim]``.
 Drift = Callable[[Tensor, Tensor], Tensor]
+#: log r of the last states, ``[batch, dim]`` to ``[batch]``.
+LogReward = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -211,13 +213,7 @@ class DiffusionSampler:
     """
 
     def __init__(
-        self,
-        process: Process,
-        policy: Drift,
-        reference: Drift,
-        log_reward: Callable[[Tensor], Tensor],
-        *,
-        store: Store | None = None,
+        self, process: Process, policy: Drift, reference: Drift, log_reward: LogReward, *, store: Store | None = None
     ) -> None:
         check_kind("process", process, Process)
         for name, value in (("policy", policy), ("reference", reference), ("log_reward", log_reward)):
@@ -305,7 +301,7 @@ class DiffusionSampler:
 def resampled_prior_paths(
     process: Process,
     reference: Drift,
-    log_reward: Callable[[Tensor], Tensor],
+    log_reward: LogReward,
     n: int,
     generator: torch.Generator,
     *,
@@ -324,8 +320,7 @@ def resampled_prior_paths(
         log_r = ask("log_reward", log_reward, states[:, -1], like=states[:, -1, 0])
         weights = torch.softmax(beta * log_r, dim=0)  # -inf, no reward, is weight 0
         check_finite("the weights of the paths", weights, "Mend the log-reward: no NaN, no +inf, not all of it -inf.")
-        # A path that will hardly ever be drawn need not be kept.
-        kept = weights > 1e-3 / n
+        kept = weights > 1e-3 / n  # a path that will hardly ever be drawn need not be kept
         states = states[kept].contiguous()
         return Store(states, log_prob(process, reference, states), log_r[kept], weights[kept])
 

@@ -22,15 +22,9 @@ class DriftNetwork(torch.nn.Module):
     """A drift to be trained: features of time and state, summed, through two hidden layers.
 
     Time enters as sines and cosines at ``width`` frequencies from 0.1 to 100, with learned phases, through two layers;
-    it is computed once for each time, not for each state.
-
-    Args:
-        process: the process that the drift is for.
-        generator: the source of the initial weights; nothing is drawn from global state.
-        width: number of hidden units and of frequencies.
-
-    Source: the network of Zhang and Chen (2022), as Venkatraman et al. (2024) use it. Used in chapter
-    ``twenty-five-modes-to-nine``.
+    it is computed once for each time, not for each state. ``width`` is also the number of hidden units; ``generator``
+    is the source of the initial weights: nothing is drawn from global state. Source: the network of Zhang and Chen
+    (2022), as Venkatraman et al. (2024) use it. Used in chapter ``twenty-five-modes-to-nine``.
     """
 
     #: Of the sines and cosines of time, ``[width]``.
