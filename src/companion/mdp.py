@@ -153,8 +153,7 @@ class Problem:
 class Solution:
     """The exact solution of a problem.
 
-    ``values`` is V*(s), ``[states]``, in units of reward, 0 at terminal states; ``log_policy``, ``[edges]``, nats, the
-    logarithm of the optimal policy.
+    ``values`` is V*(s), ``[states]``, in units of reward, 0 at ends; ``log_policy``, ``[edges]``, nats, is optimal.
     """
 
     values: Tensor
@@ -165,12 +164,9 @@ class Solution:
 class Paths:
     """A list of complete paths, the shorter ones padded at their end.
 
-    Attributes:
-        edges: ``[paths, steps]``, int64; the edge taken at each step, -1 past the end of a path.
-        states: ``[paths, steps + 1]``, int64; the states visited, the last one repeated past the end.
-
-    Raises ``ValueError`` for another shape or dtype, and where something is looked up that has no entry for each edge,
-    state or path.
+    ``edges``, ``[paths, steps]``, int64, has the edge taken at each step, -1 past the end of a path; ``states``,
+    ``[paths, steps + 1]``, int64, the states visited, the last one repeated past the end. Raises ``ValueError`` for
+    another shape or dtype, and where something is looked up that has no entry for each edge, state or path.
     """
 
     edges: Tensor
@@ -418,8 +414,7 @@ def marginal(problem: Problem, paths: Paths, log_prob: Tensor) -> Tensor:
     """Return the probability of each terminal state, summed over the paths that lead there, ``[terminals]``.
 
     ``log_prob`` is ``[paths]``, nats, for all paths of the problem, and sums to probability 1. The result is in the
-    order of :attr:`Problem.terminals`. Raises ``ValueError`` for another shape, a law that does not sum to one, or the
-    paths of another problem.
+    order of :attr:`Problem.terminals`. Raises ``ValueError`` for another shape, no law, or paths of another problem.
     """
     check_kind("problem", problem, Problem)
     _check_paths("log_prob", log_prob, paths)
@@ -434,8 +429,7 @@ def expectation(values: Tensor, log_behaviour: Tensor) -> Tensor:
     """Return the exact mean of a quantity over all paths, ``sum(exp(log_behaviour) * values)``. Keeps gradients.
 
     ``values`` is ``[paths]`` or ``[paths, ...]``; ``log_behaviour``, ``[paths]``, nats, is the law of the paths, and
-    sums to probability 1. Raises ``ValueError`` for shapes that do not fit, a law that does not sum to one, or values
-    that have no mean.
+    sums to probability 1. Raises ``ValueError`` for shapes that do not fit, what is no law, or values without a mean.
     """
     check_kind("values", values, Tensor)
     check_kind("log_behaviour", log_behaviour, Tensor)

@@ -1,9 +1,8 @@
 """How near a sampler is to its target: measures that a collapsed model cannot fool, and the bounds on log Z.
 
 A sampler that keeps one mode of many has a *higher* mean reward than the right one, and an effective sample size that
-need not look worse. So the measures here compare whole distributions: the weights of the modes, the distance of two
-clouds of points, and the upper bound EUBO, which needs paths of the target and sees what the sampler forgot. Used in
-chapter ``twenty-five-modes-to-nine``.
+need not look worse. So these compare whole distributions: the weights of the modes, two clouds of points, and the EUBO,
+which needs paths of the target and sees what the sampler forgot. Used in chapter ``twenty-five-modes-to-nine``.
 """
 
 import math
@@ -30,8 +29,7 @@ def mode_weights(points: Tensor, mixture: GaussianMixture) -> Tensor:
     """Return the share of the points, ``[n, dim]``, nearest to each mean of a mixture: ``[components]``, sum 1.
 
     Raises ``ValueError`` for no points, points of another shape or dtype, or some that are not finite. Source: the
-    assignment used with the illustrative example of Venkatraman et al. (2024). Used in chapter
-    ``twenty-five-modes-to-nine``.
+    illustrative example of Venkatraman et al. (2024). Used in chapter ``twenty-five-modes-to-nine``.
     """
     check_kind("mixture", mixture, GaussianMixture)
     check_matrix("points", points, "[n, dim]")

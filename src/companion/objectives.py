@@ -182,10 +182,9 @@ class RTB:
 @storable
 @dataclass(frozen=True)
 class VarGrad(_Alone):
-    """RTB with log Z of the batch, or of each group of it: :func:`companion.rtb.vargrad_loss`.
+    """RTB with log Z of the batch, or of each group of it: :func:`companion.rtb.vargrad_loss`, ``beta`` > 0 as there.
 
-    ``beta`` is the inverse temperature, > 0. Source: Richter et al. (2020). Derived in chapter
-    ``relative-trajectory-balance``.
+    Source: Richter et al. (2020). Derived in chapter ``relative-trajectory-balance``.
     """
 
     beta: float = 1.0

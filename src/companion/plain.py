@@ -1,8 +1,7 @@
 """Frozen dataclasses as plain data, and back: how the settings of a run are stored beside its results.
 
 A stored result needs objectives, schedules and behaviours as JSON, under a name that a reader recognises, and today's
-code needs them back as the same values. A class that is marked :func:`storable` is known by its name; nothing else in
-the package looks a class up by a string.
+code needs them back. A class marked :func:`storable` is known by its name; nothing else looks a class up by a string.
 """
 
 import hashlib
@@ -23,10 +22,7 @@ _KNOWN: dict[str, type] = {}
 
 
 def storable(cls: _Class) -> _Class:
-    """Make a frozen dataclass known by its name, so that :func:`from_plain` finds it: a decorator.
-
-    Raises ``ValueError`` for a class that is no frozen dataclass, or a name that another class has.
-    """
+    """Decorate a frozen dataclass for :func:`from_plain` to find by name; ``ValueError`` for others or a taken name."""
     if not isinstance(cls, type) or not is_dataclass(cls) or not cls.__dataclass_params__.frozen:  # type: ignore[attr-defined]
         raise ValueError(f"{getattr(cls, '__name__', cls)} is no frozen dataclass; expected one. Use frozen=True.")
     if TYPE in {field.name for field in fields(cls)}:

@@ -23,10 +23,8 @@ from numpy.typing import NDArray
 
 #: The version of the format. 1 had one flat list of settings; experiments/migrations says how 2 was made of it.
 SCHEMA = 2
-#: Iterations at the start of a run that are stored one by one, so that they can be run again and compared.
-PREFIX = 10
-#: After the prefix every so many iterations are stored.
-STRIDE = 25
+#: Iterations that are stored: at the start so many, one by one, to be run again and compared; then every so many-th.
+PREFIX, STRIDE = 10, 25
 _KEYS = ("schema", "study", "configuration", "provenance", "measures", "history")
 _MEND = "Restore it, for one from git, or remove it and make it again."
 

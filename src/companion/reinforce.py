@@ -52,8 +52,7 @@ def kl_loss(
     mean becomes a weighted sum.
 
     Args:
-        log_pi: ``[batch, steps]``, nats. Keeps its gradient.
-        log_ref: ``[batch, steps]``, nats. A constant.
+        log_pi, log_ref: ``[batch, steps]``, nats. The first keeps its gradient, the second is a constant.
         log_reward: ``[batch]``, log r(x), finite. A constant.
         beta: inverse temperature, > 0; the KL weight is 1/beta.
         baseline: ``"batch_mean"``, ``"leave_one_out"`` (both unweighted, whatever the weights), ``"none"``, or a
@@ -130,8 +129,7 @@ def kl_estimator(log_pi: Tensor, log_ref: Tensor, *, kind: str, steps: Tensor | 
     instead of steps, pass sums: ``log_pi.sum(dim=1, keepdim=True)``.
 
     Args:
-        log_pi: ``[batch, steps]``, nats. Keeps its gradient.
-        log_ref: ``[batch, steps]``, nats. A constant.
+        log_pi, log_ref: ``[batch, steps]``, nats. The first keeps its gradient, the second is a constant.
         kind: ``"k1"``, ``"k2"`` or ``"k3"``.
         steps: true lengths: zeros from a path's end on; given ``steps``, a nonzero entry there is refused.
 

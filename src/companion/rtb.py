@@ -117,8 +117,7 @@ def sub_trajectory_residual(
         log_ref: ``[batch, steps]``, nats. A constant.
         log_flow: ``[batch, steps + 1]``, nats; log F(s_t), with ``beta * log_reward`` last, and from the end of a
             padded path on: given ``steps``, a change there is refused too. Keeps its gradient.
-        start: index of the first state.
-        stop: index of the last state, ``0 <= start < stop <= columns``.
+        start, stop: indices of the first and the last state, ``0 <= start < stop <= columns``.
         steps: true lengths: zeros from a path's end on; given ``steps``, a nonzero entry there is refused.
 
     Returns ``[batch]``, in nats. Raises ``ValueError`` as :func:`residual`, and for a span outside the path. Source:

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = [
-    "T", "n", "d", "N", "start", "t", "i", "a", "k", "alpha", "beta", "eta", "lam", "gamma", "Z", "log_z",
-    "log_r", "log_pi", "log_ref", "R", "V", "log_F", "Phi", "pi", "pi_ref", "Q", "over_path", "over_actions",
-    "over_paths", "rtb_residual", "trust_pcl_residual", "sub_trajectory_residual", "split_last",
-    "replace_entries", "reduce", "evaluate",
+    "T", "n", "d", "N", "start", "t", "i", "a", "k", "alpha", "beta", "eta", "lam", "gamma", "Z", "log_z", "log_r",
+    "log_pi", "log_ref", "R", "V", "log_F", "Phi", "pi", "pi_ref", "Q", "over_path", "over_actions", "over_paths",
+    "rtb_residual", "trust_pcl_residual", "sub_trajectory_residual", "split_last", "replace_entries", "reduce",
+    "evaluate",
 ]  # fmt: skip
 #: Horizon T, number of actions n, length d of a sub-path, number of paths N: positive integers left unspecified.
 T, n, d, N = symbols("T n d N", integer=True, positive=True)
@@ -63,8 +63,7 @@ def over_paths(term: Expr) -> Sum:
 def rtb_residual() -> Expr:
     """Return RTB's residual on a path of symbolic length T, with log Z, log r and beta free.
 
-    Source: Venkatraman et al. (2024), the relative trajectory balance constraint. Derived in chapter
-    ``relative-trajectory-balance``.
+    Source: Venkatraman et al. (2024), the constraint. Derived in chapter ``relative-trajectory-balance``.
     """
     return log_z + over_path(log_pi[t] - log_ref[t]) - beta * log_r
 
@@ -124,8 +123,7 @@ def evaluate(expression: Expr, values: Mapping[Symbol | IndexedBase, object]) ->
     """Put numbers into an expression: a float64 tensor, ``[batch]`` where the values have a batch.
 
     ``values`` maps each free symbol to a Python number or a ``[batch]`` tensor, and each indexed base to a tensor whose
-    *first* dimension is the index: pass ``log_pi.T`` for ``[batch, steps]``. Raises ``ValueError`` for a symbol that is
-    left without a value.
+    *first* dimension is the index: pass ``log_pi.T`` for ``[batch, steps]``. ``ValueError`` for a symbol left out.
     """
     import torch
 

@@ -53,8 +53,7 @@ def residual(
         kl_weight: weight of the relative entropy, >= 0; Nachum's lambda, reward per nat.
         entropy_weight: weight of the entropy, >= 0; Nachum's tau, eta in this book. The two weights sum to > 0.
         gamma: discount, ``0 < gamma <= 1``.
-        start: index of the first state.
-        stop: index of the last state; the end of the path by default.
+        start, stop: indices of the first and the last state; by default the whole path.
         steps: zeros from a path's end on; given ``steps``, a nonzero entry there is refused, ``values`` too.
 
     Returns ``[batch]``, in units of reward; zero on every transition exactly at the optimal policy and soft values.

@@ -99,8 +99,7 @@ def check_symbolic(
 
     These must still occur in one side or the other, so that no number was put in for them on the way. ``given`` holds
     equations used at the end, such as ``{over_actions(pi[a]): 1}``: values of sums, entries, functions and derivatives,
-    or of other symbols. Raises ``ValueError`` where a symbol of ``free`` is gone or ``given`` puts something in for it,
-    or where the sides are one expression to begin with.
+    or of other symbols. Raises ``ValueError`` where a symbol of ``free`` is gone or given, or the sides are the same.
     """
     _require(claim, "symbolic")
     left, right = sympy.sympify(left), sympy.sympify(right)
@@ -144,8 +143,7 @@ def check_converged(claim: str, left: Tensor, right: Tensor, what: str, *, withi
     """Assert that what only ends near its answer, an optimiser with exact gradients say, came within a tolerance of it.
 
     ``left`` is where it ended, ``right`` the answer, found in another way: tensors as for :func:`check_exact`, zeros
-    for a distance that should vanish. ``within`` is the largest difference of an entry. Raises ``ValueError`` as that,
-    with ``within`` for the tolerance.
+    for a distance that should vanish. Raises ``ValueError`` as that, with ``within``, the largest difference allowed.
     """
     _require(claim, "converged")
     left, right = left.detach(), right.detach()

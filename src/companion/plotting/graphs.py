@@ -54,8 +54,7 @@ def machine(
 ) -> Figure:
     """Draw an automaton: a box for each state, thick where ``granted``, and an arrow for letters that lead on.
 
-    ``moves`` is ``[states, letters]``; ``places`` and ``names`` have an entry for each state. More than three letters
-    of one arrow are "other".
+    ``moves`` is ``[states, letters]``, ``places`` and ``names`` one a state; more than three letters are "other".
     """
     figure, (axes,) = panels(height=3.6)
     middle, boxes = sum(y for _, y in places) / len(places), []

@@ -56,8 +56,7 @@ def mode_grids(means: Tensor, laws: Mapping[str, Tensor], *, kept: Tensor) -> Fi
     """Draw mode weights in panels, three to a row, each weight as a square at its mean whose area is the weight.
 
     A grey dot marks each of the ``means``, ``[modes, 2]``, on a grid, whose place the largest weight of the first law
-    fills; a law is ``[modes]``, by the title of its panel. Squares of what is not ``kept``, ``[modes]``, bool, are
-    hatched and of another colour.
+    fills; a law is ``[modes]``, by its title. What is not ``kept``, ``[modes]``, bool, is hatched, in another colour.
     """
     rows = -(-len(laws) // 3)
     figure, axes = panels(3, rows=rows, height=2.2 * rows)

@@ -175,13 +175,10 @@ class Store:
 class Exploration:
     """The behaviour of a :class:`DiffusionSampler`: fresh paths with more noise, and paths from its store.
 
-    Attributes:
-        noise: standard deviation added to each fresh step, per step, >= 0; a number, or one that fades.
-        replayed: share of each batch that comes from the store.
-        replay_until: iteration from which nothing is replayed; None replays to the end.
-
-    Raises ``ValueError`` for a number out of range, or an end of what never begins. Source: Sendera et al. (2024) for
-    the noise. Used in chapter ``twenty-five-modes-to-nine``.
+    ``noise`` is the standard deviation added to each fresh step, per step, >= 0, a number, or one that fades;
+    ``replayed`` is the share of each batch that comes from the store, and ``replay_until`` the iteration from which
+    nothing is replayed; None replays to the end. Raises ``ValueError`` for a number out of range, or an end of what
+    never begins. Source: Sendera et al. (2024) for the noise. Used in chapter ``twenty-five-modes-to-nine``.
     """
 
     noise: float | Fading = 0.0
@@ -240,8 +237,7 @@ class DiffusionSampler:
     ) -> Batch:
         """Draw ``n`` paths, ``round(share * n)`` of them from the store, where any are replayed, the rest fresh.
 
-        Raises ``ValueError`` for a behaviour of another sampler, a share of a store that is not there, or a log-reward
-        that is not finite.
+        Raises ``ValueError`` for another sampler's behaviour, a share of no store, or a log-reward that is not finite.
         """
         check_positive_integers(n=n)
         check_generator(generator)

@@ -1,7 +1,4 @@
-"""The network of the illustrative example: features of time and state, summed, through two hidden layers.
-
-On whole paths its passes run in blocks that stay in the cache: :mod:`companion.samplers.tape`.
-"""
+"""The network of the illustrative example, whose passes on whole paths are those of :mod:`companion.samplers.tape`."""
 
 import math
 from functools import partial

@@ -41,8 +41,7 @@ class TabularSampler:
 
     ``problem`` is a tree or graph with finite rewards; ``logits``, ``[edges]``, those of the reference by default, are
     to be trained: the policy is their softmax over the edges that leave a state. Raises ``ValueError`` for logits of
-    another shape, or that require no gradient. Source: the problems of :mod:`companion.mdp`. Used in chapter
-    ``enumerable-ground-truth``.
+    another shape, or without a gradient. Source: :mod:`companion.mdp`. Used in chapter ``enumerable-ground-truth``.
     """
 
     def __init__(self, problem: Problem, logits: Tensor | None = None) -> None:

@@ -1,7 +1,6 @@
 """Checkpoints: all that a run is made of, in one file of arrays without pickles, whole or not there at all.
 
-A checkpoint names the run that it belongs to: its settings, its weights and its generator as they were at the start. It
-is refused for any other run, and so is a file that is not as it was written.
+A checkpoint names its run, by settings, weights and generator at the start: for any other, or changed, it is refused.
 """
 
 import contextlib
