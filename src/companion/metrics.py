@@ -38,7 +38,7 @@ def mode_weights(points: Tensor, mixture: GaussianMixture) -> Tensor:
 
 
 def total_variation(p: Tensor, q: Tensor) -> Tensor:
-    """Return half the sum of absolute differences of two laws, ``[outcomes]``. Errors as :func:`kl_divergence`."""
+    """Return half the sum of absolute differences of two laws, ``[outcomes]``; errors as :func:`kl_divergence`."""
     check_law("p", p, _SLACK)
     check_law("q", q, _SLACK)
     _check_same(p=p, q=q)

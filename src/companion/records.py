@@ -111,7 +111,7 @@ def read(path: Path | str) -> Run:
 
 
 def read_arrays(path: Path | str) -> dict[str, NDArray[Any]]:
-    """Return an npz file's arrays, by name, none unpickled. Raises ``ValueError``, naming it, if that is not whole."""
+    """Return an npz file's arrays, by name, none unpickled; ``ValueError``, naming it, for any but a whole one."""
     path = _path("path", path)
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:

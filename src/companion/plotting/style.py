@@ -20,8 +20,7 @@ DASHES = ["-", "--", "-.", ":"]
 
 _STYLE: dict[Any, Any] = {
     "figure.dpi": 110, "savefig.facecolor": "white", "figure.facecolor": "white", "figure.constrained_layout.use": True,
-    "font.size": 10, "axes.spines.top": False, "axes.spines.right": False,
-    "axes.prop_cycle": cycler(color=CYCLE),
+    "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.prop_cycle": cycler(color=CYCLE),
 }  # fmt: skip
 
 
