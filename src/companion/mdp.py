@@ -267,7 +267,7 @@ def small_graph() -> Problem:
 
 
 def random_policy(problem: Problem, generator: torch.Generator) -> Tensor:
-    """Return a random policy, ``[edges]``, nats: softmax of standard normal logits; ``ValueError`` without generator."""
+    """Return a random policy, ``[edges]``, nats: softmax of standard normal logits; ``ValueError`` for no generator."""
     check_generator(generator)
     check_kind("problem", problem, Problem)
     logits = torch.randn(len(problem.source), generator=generator, dtype=problem.log_ref.dtype)
