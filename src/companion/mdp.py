@@ -4,9 +4,8 @@ A problem is a rooted, directed, acyclic graph. A state is a node, an action is 
 path runs from the root, state 0, to a state without outgoing edges. Each edge has a reward and a probability under the
 reference policy. Soft values and the optimal policy come from dynamic programming; all paths are listed; expectations
 are sums over that list. Nothing is sampled unless :func:`draw` is asked to. Introduced in chapters
-``a-sampler-is-a-policy`` and ``kl-regularised-rl``.
-
-Sources: the soft Bellman equation in Nachum et al. (2017a, 2017b) and Levine (2018).
+``a-sampler-is-a-policy`` and ``kl-regularised-rl``. Sources: the soft Bellman equation in Nachum et al. (2017a, 2017b)
+and Levine (2018).
 """
 
 import math
@@ -34,11 +33,9 @@ class Problem:
         log_ref: ``[edges]``, nats; log pi_ref of each edge, normalised over the edges that leave a state.
         rewards: ``[edges]``; R of each edge, -inf where r(x) = 0.
 
-    Raises:
-        ValueError: for a graph that is cyclic, disconnected or has a double edge, a reference that is not normalised,
-            or a reward that is NaN or +inf.
-
-    Source: the setting of Deleu et al. (2025). Introduced in chapter ``a-sampler-is-a-policy``.
+    Raises ``ValueError`` for a graph that is cyclic, disconnected or has a double edge, a reference that is not
+    normalised, or a reward that is NaN or +inf. Source: the setting of Deleu et al. (2025). Introduced in chapter
+    ``a-sampler-is-a-policy``.
     """
 
     source: Tensor
@@ -156,9 +153,7 @@ class Problem:
 class Solution:
     """The exact solution of a problem.
 
-    Attributes:
-        values: ``[states]``, V*(s) in units of reward, 0 at terminal states.
-        log_policy: ``[edges]``, nats; the logarithm of the optimal policy.
+    ``values`` is V*(s), ``[states]``, in units of reward, 0 at ends; ``log_policy``, ``[edges]``, nats, is optimal.
     """
 
     values: Tensor
@@ -169,13 +164,9 @@ class Solution:
 class Paths:
     """A list of complete paths, the shorter ones padded at their end.
 
-    Attributes:
-        edges: ``[paths, steps]``, int64; the edge taken at each step, -1 past the end of a path.
-        states: ``[paths, steps + 1]``, int64; the states visited, the last one repeated past the end.
-
-    Raises:
-        ValueError: for another shape or dtype, and where something is looked up that has no entry for each edge, state
-            or path.
+    ``edges``, ``[paths, steps]``, int64, has the edge taken at each step, -1 past the end of a path; ``states``,
+    ``[paths, steps + 1]``, int64, the states visited, the last one repeated past the end. Raises ``ValueError`` for
+    another shape or dtype, and where something is looked up that has no entry for each edge, state or path.
     """
 
     edges: Tensor
@@ -225,8 +216,8 @@ class Paths:
 def from_edges(edges: Sequence[tuple[int, int]], *, dtype: torch.dtype = torch.float64) -> Problem:
     """Return a problem with these edges, a uniform reference policy and no reward.
 
-    ``edges`` are pairs (state, next state), each leading to a higher number, 0 being the root; they are sorted.
-    Raises ``ValueError`` for a graph that is cyclic, disconnected or has a double edge.
+    ``edges`` are pairs (state, next state), each leading to a higher number, 0 being the root; they are sorted. Raises
+    ``ValueError`` for a graph that is cyclic, disconnected or has a double edge.
     """
     pairs = isinstance(edges, list | tuple) and all(isinstance(edge, list | tuple) and len(edge) == 2 for edge in edges)
     if not pairs or not all(type(state) is int for edge in edges for state in edge):
@@ -276,10 +267,7 @@ def small_graph() -> Problem:
 
 
 def random_policy(problem: Problem, generator: torch.Generator) -> Tensor:
-    """Return a random policy, ``[edges]``, nats: the softmax in each state of standard normal logits.
-
-    Raises ``ValueError`` without a generator: nothing is drawn from global state.
-    """
+    """Return a random policy, ``[edges]``, nats: softmax of standard normal logits; ``ValueError`` for no generator."""
     check_generator(generator)
     check_kind("problem", problem, Problem)
     logits = torch.randn(len(problem.source), generator=generator, dtype=problem.log_ref.dtype)
@@ -319,11 +307,9 @@ def solve(problem: Problem, *, kl_weight: float, entropy_weight: float = 0.0, ga
         entropy_weight: eta, the weight of the entropy, >= 0; the two sum to alpha > 0.
         gamma: discount, ``0 < gamma <= 1``.
 
-    Raises:
-        ValueError: for a weight or a discount out of range, or weights so small that rewards divided by them overflow.
-
-    Source: Nachum et al. (2017b), the optimal values of the relative-entropy-regularised problem. Derived in chapter
-    ``kl-regularised-rl``.
+    Raises ``ValueError`` for a weight or a discount out of range, or weights so small that rewards divided by them
+    overflow. Source: Nachum et al. (2017b), the optimal values of the relative-entropy-regularised problem. Derived in
+    chapter ``kl-regularised-rl``.
     """
     check_kind("problem", problem, Problem)
     alpha = _check_weights(kl_weight, entropy_weight, gamma)
@@ -349,9 +335,8 @@ def evaluate(
     """Return the regularised value of each state under a given policy: J is the entry of the root.
 
     ``log_policy`` is ``[edges]``, normalised. Weights and discount as in :func:`solve`, except that they may all be
-    zero, which gives the plain return. Result: ``[states]``, in units of reward.
-
-    Source: the policy's own Bellman equation, Nachum et al. (2017b). Derived in chapter ``kl-regularised-rl``.
+    zero, which gives the plain return. Result: ``[states]``, in units of reward. Source: the policy's own Bellman
+    equation, Nachum et al. (2017b). Derived in chapter ``kl-regularised-rl``.
     """
     check_number("kl_weight", kl_weight, at_least=0)
     check_number("entropy_weight", entropy_weight, at_least=0)
@@ -370,10 +355,7 @@ def evaluate(
 
 
 def enumerate_paths(problem: Problem, *, limit: int = 10_000_000) -> Paths:
-    """Return every path from the root to a terminal state.
-
-    Raises ``ValueError`` where there are more than ``limit`` of them.
-    """
+    """Return every path from the root to a terminal state. Raises ``ValueError`` for more than ``limit`` of them."""
     check_positive_integers(limit=limit)
     total = count_paths(problem)
     if total > limit:
@@ -401,10 +383,7 @@ def count_paths(problem: Problem) -> int:
 
 
 def path_counts(problem: Problem) -> Tensor:
-    """Return n(s), the number of paths from the root to each state, ``[states]``, int64.
-
-    Raises ``ValueError`` where there are more than 2^53 in all, beyond which a count would not be exact.
-    """
+    """Return n(s), the number of paths from the root to each state, ``[states]``, int64; ``ValueError`` beyond 2^53."""
     check_kind("problem", problem, Problem)
     counts = torch.zeros(problem.n_states, dtype=torch.float64)
     counts[0] = 1
@@ -435,8 +414,7 @@ def marginal(problem: Problem, paths: Paths, log_prob: Tensor) -> Tensor:
     """Return the probability of each terminal state, summed over the paths that lead there, ``[terminals]``.
 
     ``log_prob`` is ``[paths]``, nats, for all paths of the problem, and sums to probability 1. The result is in the
-    order of :attr:`Problem.terminals`. Raises ``ValueError`` for another shape, a law that does not sum to one, or the
-    paths of another problem.
+    order of :attr:`Problem.terminals`. Raises ``ValueError`` for another shape, no law, or paths of another problem.
     """
     check_kind("problem", problem, Problem)
     _check_paths("log_prob", log_prob, paths)
@@ -450,12 +428,8 @@ def marginal(problem: Problem, paths: Paths, log_prob: Tensor) -> Tensor:
 def expectation(values: Tensor, log_behaviour: Tensor) -> Tensor:
     """Return the exact mean of a quantity over all paths, ``sum(exp(log_behaviour) * values)``. Keeps gradients.
 
-    Args:
-        values: ``[paths]`` or ``[paths, ...]``.
-        log_behaviour: ``[paths]``, nats; the law of the paths. It sums to probability 1.
-
-    Raises:
-        ValueError: for shapes that do not fit, a law that does not sum to one, or values that have no mean.
+    ``values`` is ``[paths]`` or ``[paths, ...]``; ``log_behaviour``, ``[paths]``, nats, is the law of the paths, and
+    sums to probability 1. Raises ``ValueError`` for shapes that do not fit, what is no law, or values without a mean.
     """
     check_kind("values", values, Tensor)
     check_kind("log_behaviour", log_behaviour, Tensor)
@@ -488,19 +462,12 @@ def draw(paths: Paths, log_behaviour: Tensor, n: int, generator: torch.Generator
 def enumerate_batches(log_behaviour: Tensor, size: int, *, limit: int = 1_000_000) -> tuple[Tensor, Tensor]:
     """Return every ordered batch of ``size`` paths drawn with replacement, and its log-probability.
 
-    Args:
-        log_behaviour: ``[paths]``, nats; the law of one path. It sums to probability 1.
-        size: number of paths in a batch, at least 1.
-        limit: the most entries, batches times size, to list.
-
-    Returns:
-        ``[batches, size]``, int64, for :meth:`Paths.select`; and ``[batches]``, nats, which sum to probability 1: so
-        :func:`expectation` gives the exact mean of whatever is computed from a batch. Keeps gradients.
-
-    Raises:
-        ValueError: for what is no law over paths, a size that is not a positive integer, or too many batches.
-
-    Source: none, it is a list. Used in chapter ``on-policy-rtb-is-reinforce``.
+    ``log_behaviour``, ``[paths]``, nats, is the law of one path, and sums to probability 1; ``size`` is at least 1;
+    ``limit`` is the most entries, batches times size, to list. Returns ``[batches, size]``, int64, for
+    :meth:`Paths.select`; and ``[batches]``, nats, which sum to probability 1: so :func:`expectation` gives the exact
+    mean of whatever is computed from a batch. Keeps gradients. Raises ``ValueError`` for what is no law over paths, a
+    size that is not a positive integer, or too many batches. Source: none, it is a list. Used in chapter
+    ``on-policy-rtb-is-reinforce``.
     """
     check_positive_integers(size=size, limit=limit)
     if not isinstance(log_behaviour, Tensor) or log_behaviour.ndim != 1 or not log_behaviour.is_floating_point():

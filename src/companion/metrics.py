@@ -1,9 +1,8 @@
 """How near a sampler is to its target: measures that a collapsed model cannot fool, and the bounds on log Z.
 
 A sampler that keeps one mode of many has a *higher* mean reward than the right one, and an effective sample size that
-need not look worse. So the measures here compare whole distributions: the weights of the modes, the distance of two
-clouds of points, and the upper bound EUBO, which needs paths of the target and sees what the sampler forgot. Used in
-chapter ``twenty-five-modes-to-nine``.
+need not look worse. So these compare whole distributions: the weights of the modes, two clouds of points, and the EUBO,
+which needs paths of the target and sees what the sampler forgot. Used in chapter ``twenty-five-modes-to-nine``.
 """
 
 import math
@@ -29,10 +28,8 @@ _SLACK = 1e-5
 def mode_weights(points: Tensor, mixture: GaussianMixture) -> Tensor:
     """Return the share of the points, ``[n, dim]``, nearest to each mean of a mixture: ``[components]``, sum 1.
 
-    Raises ``ValueError`` for no points, points of another shape or dtype, or some that are not finite.
-
-    Source: the assignment used with the illustrative example of Venkatraman et al. (2024). Used in chapter
-    ``twenty-five-modes-to-nine``.
+    Raises ``ValueError`` for no points, points of another shape or dtype, or some that are not finite. Source: the
+    illustrative example of Venkatraman et al. (2024). Used in chapter ``twenty-five-modes-to-nine``.
     """
     check_kind("mixture", mixture, GaussianMixture)
     check_matrix("points", points, "[n, dim]")
@@ -41,13 +38,10 @@ def mode_weights(points: Tensor, mixture: GaussianMixture) -> Tensor:
 
 
 def total_variation(p: Tensor, q: Tensor) -> Tensor:
-    """Return half the sum of the absolute differences of two laws over the same outcomes, ``[outcomes]``.
-
-    Raises ``ValueError`` for what is no law, to five digits, or two that do not fit.
-    """
+    """Return half the sum of absolute differences of two laws, ``[outcomes]``; errors as :func:`kl_divergence`."""
     check_law("p", p, _SLACK)
     check_law("q", q, _SLACK)
-    _check_same("p", p, "q", q)
+    _check_same(p=p, q=q)
     return 0.5 * (p - q).abs().sum()
 
 
@@ -61,7 +55,7 @@ def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
     p = log_p.exp()
     check_law("exp(log_p)", p, _SLACK)
     check_law("exp(log_q)", log_q.exp(), _SLACK)
-    _check_same("log_p", log_p, "log_q", log_q)
+    _check_same(log_p=log_p, log_q=log_q)
     return torch.where(p > 0, p * (log_p - log_q), torch.zeros_like(p)).sum()
 
 
@@ -70,14 +64,13 @@ def sliced_wasserstein(x: Tensor, y: Tensor, generator: torch.Generator, *, proj
 
     The root of the mean, over random directions, of the squared 2-Wasserstein distance of the projections. Two samples
     of one law have a distance above zero, the noise floor: report it beside. Raises ``ValueError`` for no points,
-    clouds that do not fit, or points that are not finite.
-
-    Source: standard; the optimal coupling on a line sorts both sides. Used in chapter ``twenty-five-modes-to-nine``.
+    clouds that do not fit, or points that are not finite. Source: standard; the optimal coupling on a line sorts both
+    sides. Used in chapter ``twenty-five-modes-to-nine``.
     """
     for name, cloud in (("x", x), ("y", y)):
         check_matrix(name, cloud, "[n, dim]")
         check_finite(name, cloud, "Leave out the points of a sampler that diverged, or mend it.")
-    _check_same("x", x, "y", y)
+    _check_same(x=x, y=y)
     check_generator(generator)
     check_positive_integers(projections=projections)
     directions = torch.randn(x.shape[1], projections, generator=generator, dtype=x.dtype, device=x.device)
@@ -96,10 +89,7 @@ def importance_log_z(log_weight: Tensor) -> Tensor:
 
 
 def effective_sample_size(log_weight: Tensor) -> Tensor:
-    """Return the effective sample size over n of importance weights, ``[n]`` in logarithms: 1 where all are equal.
-
-    Raises ``ValueError`` as :func:`importance_log_z`.
-    """
+    """Return the effective sample size over n, ``[n]`` and errors as in :func:`importance_log_z`: 1 if all equal."""
     _check_log_weight(log_weight)
     return 1 / (log_weight.softmax(dim=0).square().sum() * len(log_weight))
 
@@ -114,9 +104,9 @@ def _check_log_weight(log_weight: Tensor) -> None:
         raise ValueError("log_weight is -inf throughout; expected one path whose weight is not zero. Draw more paths.")
 
 
-def _check_same(name: str, value: Tensor, other_name: str, other: Tensor) -> None:
-    if value.shape != other.shape or value.dtype != other.dtype:
-        raise ValueError(
-            f"{name} is {tuple(value.shape)} {value.dtype}, {other_name} {tuple(other.shape)} {other.dtype}; expected "
-            "the same of both. Draw as many points, or list the same outcomes."
-        )
+def _check_same(**both: Tensor) -> None:
+    kinds = {name: f"{tuple(value.shape)} {value.dtype}" for name, value in both.items()}
+    if len(set(kinds.values())) > 1:
+        (name, given), (other, kind) = kinds.items()
+        mend = "Draw as many points, or list the same outcomes."
+        raise ValueError(f"{name} is {given}, {other} {kind}; expected the same of both. {mend}")

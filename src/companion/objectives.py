@@ -1,17 +1,15 @@
 """What is trained towards: one frozen dataclass for each objective, over the pure losses of the book.
 
-An objective takes a batch of paths and returns a loss. Each class here names the numbers that its loss needs and calls
-the pure function that states it; no residual is written a second time. Some learn something beside the policy: log Z,
-V(s_0), a baseline. That is one number for all paths, a table over conditions, or a module of yours, and the objective
-says which. A new objective is a new class with the same two methods, in any file.
-
-Chapter on-policy-rtb-is-reinforce derives the gradients, off-policy-the-same-optimum says where they vanish, and
+Each class names the numbers that its loss needs and calls the pure function that states it; no residual is written a
+second time. What some learn beside the policy, log Z, V(s_0) or a baseline, is one number for all paths, a table over
+conditions, or a module of yours. A new objective is a new class with the same two methods, in any file. Chapter
+on-policy-rtb-is-reinforce derives the gradients, off-policy-the-same-optimum says where they vanish, and
 estimators-and-the-design-space sets them side by side.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -32,17 +30,10 @@ class Objective(Protocol):
         """Return the loss of a batch, a scalar with gradients; ``learned`` is what :meth:`parameters` returned."""
 
 
-# What may be learned beside the policy.
-
-
 @storable
 @dataclass(frozen=True)
 class Scalar:
-    """One number for all paths.
-
-    Attributes:
-        start: the number at first.
-    """
+    """One number for all paths, which is ``start`` at first."""
 
     start: float = 0.0
 
@@ -61,11 +52,7 @@ class Scalar:
 @storable
 @dataclass(frozen=True)
 class Table:
-    """One number for each condition; a batch says by ``group``, from 0 on, which one a path has.
-
-    Attributes:
-        conditions: how many there are.
-        start: each number at first.
+    """One number, ``start`` at first, for each of ``conditions``, which the ``group`` of a batch counts from 0.
 
     Raises ``ValueError`` for a batch without groups, or with one that the table does not have.
     """
@@ -84,14 +71,11 @@ class Table:
     def of(self, learned: Sequence[Tensor], batch: Batch) -> Tensor:
         """Return each path's number, ``[batch]``."""
         if batch.group is None:
-            raise ValueError(
-                "The batch has no group; expected one for each path. Draw it from a sampler of conditions."
-            )
+            raise ValueError("The batch has no group; expected one per path. Draw it from a sampler of conditions.")
         low, high = int(batch.group.min()), int(batch.group.max())  # integers: the batch has seen to that
         if not 0 <= low <= high < self.conditions:
             raise ValueError(
-                f"group goes from {low} to {high}; expected 0 to {self.conditions - 1}. Count from 0, or take a larger "
-                "table."
+                f"group goes from {low} to {high}; expected 0 to {self.conditions - 1}. Count from 0, or enlarge it."
             )
         return learned[0][batch.group.long()]
 
@@ -99,10 +83,7 @@ class Table:
 @storable
 @dataclass(frozen=True)
 class StateTable:
-    """One number for each state of a tabular problem, zero at the end of a path and beyond: V(s) of sub-paths.
-
-    Attributes:
-        states: how many there are.
+    """One number for each of ``states`` of a tabular problem, zero at the end of a path and beyond: V(s) of sub-paths.
 
     Raises ``ValueError`` for a batch without integer states.
     """
@@ -131,13 +112,10 @@ class StateTable:
 
 @dataclass(frozen=True)
 class Network:
-    """A module of yours, called with the batch, that returns a number for each path, or for each state of each path.
+    """A ``module`` of yours, called with the batch, that returns a number for each path, or each state of each path.
 
     ``[batch]`` where an objective asks for log Z, V(s_0) or a baseline, ``[batch, steps + 1]`` where it asks for V on
     sub-paths. It may share weights with the policy. It has no plain form: what is stored names no weights.
-
-    Attributes:
-        module: yours.
     """
 
     module: torch.nn.Module
@@ -166,7 +144,12 @@ class Network:
 Learned = Scalar | Table | StateTable | Network
 
 
-# The objectives.
+class _Alone:
+    """An objective that learns nothing beside the policy."""
+
+    def parameters(self, like: Tensor) -> list[Tensor]:
+        """Return nothing."""
+        return []
 
 
 @storable
@@ -174,11 +157,8 @@ Learned = Scalar | Table | StateTable | Network
 class RTB:
     """Relative trajectory balance, log Z learned: :func:`companion.rtb.loss`.
 
-    Attributes:
-        beta: inverse temperature, > 0.
-        log_z: how log Z is learned: :class:`Scalar`, :class:`Table` or :class:`Network`.
-
-    Source: Venkatraman et al. (2024). Derived in chapter ``relative-trajectory-balance``.
+    ``beta`` is the inverse temperature, > 0; ``log_z`` says how log Z is learned, by :class:`Scalar`, :class:`Table` or
+    :class:`Network`. Source: Venkatraman et al. (2024). Derived in chapter ``relative-trajectory-balance``.
     """
 
     beta: float = 1.0
@@ -186,7 +166,7 @@ class RTB:
 
     def __post_init__(self) -> None:
         check_number("beta", self.beta, above=0)
-        _check_learned("log_z", self.log_z, (Scalar, Table, Network))
+        _check_learned("log_z", self.log_z)
 
     def parameters(self, like: Tensor) -> list[Tensor]:
         """Return what log Z is made of."""
@@ -201,11 +181,8 @@ class RTB:
 
 @storable
 @dataclass(frozen=True)
-class VarGrad:
-    """RTB with log Z of the batch, or of each group of it: :func:`companion.rtb.vargrad_loss`.
-
-    Attributes:
-        beta: inverse temperature, > 0.
+class VarGrad(_Alone):
+    """RTB with log Z of the batch, or of each group of it: :func:`companion.rtb.vargrad_loss`, ``beta`` > 0 as there.
 
     Source: Richter et al. (2020). Derived in chapter ``relative-trajectory-balance``.
     """
@@ -214,10 +191,6 @@ class VarGrad:
 
     def __post_init__(self) -> None:
         check_number("beta", self.beta, above=0)
-
-    def parameters(self, like: Tensor) -> list[Tensor]:
-        """Return nothing: nothing is learned beside the policy."""
-        return []
 
     def loss(self, batch: Batch, learned: Sequence[Tensor]) -> Tensor:
         """Return half the variance of the residual within each group."""
@@ -277,19 +250,9 @@ class TrustPCL:
         return torch.stack([self._of(batch, values, start, stop) for start, stop in spans]).sum()
 
     def _of(self, batch: Batch, values: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
-        return trust_pcl.loss(
-            batch.log_pi,
-            batch.log_ref,
-            batch.per_step_rewards(),
-            values,
-            kl_weight=self.kl_weight,
-            entropy_weight=self.entropy_weight,
-            gamma=self.gamma,
-            start=start,
-            stop=stop,
-            group=batch.group,
-            steps=batch.steps,
-        )
+        inputs = (batch.log_pi, batch.log_ref, batch.per_step_rewards(), values)
+        weights: dict[str, Any] = {name: getattr(self, name) for name in ("kl_weight", "entropy_weight", "gamma")}
+        return trust_pcl.loss(*inputs, start=start, stop=stop, group=batch.group, steps=batch.steps, **weights)
 
 
 @storable
@@ -319,7 +282,7 @@ class Reinforce:
         elif isinstance(self.baseline, int | float):
             check_number("baseline", self.baseline)
         else:
-            _check_learned("baseline", self.baseline, (Scalar, Table, Network))
+            _check_learned("baseline", self.baseline)
         _check_choice("weights", self.weights, reinforce.WEIGHTS)
         if self.clip is not None:
             check_number("clip", self.clip, above=0)
@@ -329,10 +292,7 @@ class Reinforce:
         return [] if isinstance(self.baseline, str | int | float) else self.baseline.parameters(like)
 
     def loss(self, batch: Batch, learned: Sequence[Tensor]) -> Tensor:
-        """Return the surrogate of the policy gradient, and the error of a learned baseline.
-
-        Raises ``ValueError`` for weights on a batch without ``log_behaviour``.
-        """
+        """Return the surrogate, and a learned baseline's error. Raises ``ValueError`` for weights without behaviour."""
         if self.weights != "none" and batch.log_behaviour is None:
             raise ValueError(
                 f"weights={self.weights!r} with a batch that has no log_behaviour, as where paths are replayed; "
@@ -353,23 +313,17 @@ class Reinforce:
 
 @storable
 @dataclass(frozen=True)
-class PublishedBaseline:
+class PublishedBaseline(_Alone):
     """The RL baseline first published beside RTB: :func:`companion.reinforce.published_baseline_loss`.
 
-    Attributes:
-        kl_weight: w, weight of the squared log-ratio, >= 0.
-
-    Source: Venkatraman et al. (2024), their code. Derived in chapter ``anatomy-of-a-baseline``.
+    ``kl_weight`` is w, the weight of the squared log-ratio, >= 0. Source: Venkatraman et al. (2024), their code.
+    Derived in chapter ``anatomy-of-a-baseline``.
     """
 
     kl_weight: float = 0.01
 
     def __post_init__(self) -> None:
         check_number("kl_weight", self.kl_weight, at_least=0)
-
-    def parameters(self, like: Tensor) -> list[Tensor]:
-        """Return nothing: nothing is learned beside the policy."""
-        return []
 
     def loss(self, batch: Batch, learned: Sequence[Tensor]) -> Tensor:
         """Return the loss as published."""
@@ -381,15 +335,11 @@ class PublishedBaseline:
 
 @storable
 @dataclass(frozen=True)
-class MaximumLikelihood:
+class MaximumLikelihood(_Alone):
     """Minus the log-likelihood of the paths drawn: supervised, filtered or reward-weighted, by what draws them.
 
     Source: standard. Used in chapter ``names-with-a-wish``.
     """
-
-    def parameters(self, like: Tensor) -> list[Tensor]:
-        """Return nothing: nothing is learned beside the policy."""
-        return []
 
     def loss(self, batch: Batch, learned: Sequence[Tensor]) -> Tensor:
         """Return minus the mean log-likelihood of a path."""
@@ -404,12 +354,10 @@ class Annealed:
     At iteration i it is ``min(1, (i + 1) / (over + 1))`` times its own.
 
     Attributes:
-        objective: a dataclass whose field ``beta`` is an inverse temperature, or :class:`TrustPCL`; the published
-            baseline has none.
+        objective: a dataclass whose field ``beta`` is an inverse temperature, or :class:`TrustPCL`.
         over: the iterations that it takes, >= 0.
 
-    Raises ``ValueError`` for an objective without an inverse temperature.
-
+    Raises ``ValueError`` for an objective without an inverse temperature, such as the published baseline.
     Source: a remedy for early collapse. Used in chapter ``twenty-five-modes-to-nine``.
     """
 
@@ -437,8 +385,7 @@ class Annealed:
         if isinstance(self.objective, TrustPCL):
             kl_weight, entropy_weight = self.objective.kl_weight / factor, self.objective.entropy_weight / factor
             return replace(self.objective, kl_weight=kl_weight, entropy_weight=entropy_weight)
-        annealed: Objective = replace(self.objective, beta=self.objective.beta * factor)
-        return annealed
+        return cast(Objective, replace(self.objective, beta=self.objective.beta * factor))
 
     def parameters(self, like: Tensor) -> list[Tensor]:
         """Return what the objective learns."""
@@ -446,24 +393,21 @@ class Annealed:
 
     def loss(self, batch: Batch, learned: Sequence[Tensor]) -> Tensor:
         """Return the loss in the end; :meth:`at` has that of an iteration."""
-        loss: Tensor = self.objective.loss(batch, learned)
-        return loss
+        return cast(Tensor, self.objective.loss(batch, learned))
 
 
 def _ended(values: Tensor, batch: Batch) -> Tensor:
     """Values that are zero from the end of each path on: a finished path earns nothing more."""
     count, columns = batch.log_pi.shape
     if values.shape != (count, columns + 1):
-        raise ValueError(
-            f"value is {tuple(values.shape)}; expected {(count, columns + 1)}, one for each state of each path. Return "
-            "[batch, steps + 1] from the module."
-        )
+        given, expected = tuple(values.shape), (count, columns + 1)
+        raise ValueError(f"value is {given}; expected {expected}, [batch, steps + 1]. Return one for each state.")
     end = torch.full_like(batch.log_reward, columns, dtype=torch.int64) if batch.steps is None else batch.steps
     before = torch.arange(columns + 1, device=values.device) < end[:, None]
     return torch.where(before, values, torch.zeros_like(values))
 
 
-def _check_learned(name: str, value: object, kinds: tuple[type, ...]) -> None:
+def _check_learned(name: str, value: object, kinds: tuple[type, ...] = (Scalar, Table, Network)) -> None:
     if not isinstance(value, kinds):
         names = ", ".join(kind.__name__ for kind in kinds)
         raise ValueError(f"{name} is {value!r}; expected one of {names}. Choose one of these.")

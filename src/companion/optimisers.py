@@ -36,10 +36,8 @@ def rescale(
     for gradient clipping is no setting of an optimiser: multiply it by c. (torch's ``clip_grad_norm_`` then clips alike
     to five digits or so, because it adds 1e-6 to the norm.) Raises ``ValueError`` for an optimiser or a setting that is
     not known, and for a factor, ``lr``, ``eps`` or ``weight_decay`` that is out of range, or that the factors take
-    beyond that of floating-point numbers, to infinity or to zero.
-
-    Source: the update rules of ``torch.optim``; the case of RTB and Trust-PCL, claim E4.
-    Derived in chapter ``two-optimisers-in-lockstep``.
+    beyond that of floating-point numbers, to infinity or to zero. Source: the update rules of ``torch.optim``; the case
+    of RTB and Trust-PCL, claim E4. Derived in chapter ``two-optimisers-in-lockstep``.
     """
     check_number("gradient", gradient, above=0)
     check_number("parameter", parameter, above=0)
@@ -49,17 +47,13 @@ def rescale(
     else:
         decoupled = optimiser == "AdamW" or used.get("decoupled_weight_decay", False)
         decay = 1.0 if decoupled else gradient  # decoupled, it never meets the gradient, only the rate
-        changed = {
-            "lr": used["lr"] * parameter,
-            "eps": used["eps"] * gradient,
-            "weight_decay": used["weight_decay"] * decay / parameter,
-        }
+        changed = {"lr": used["lr"] * parameter, "eps": used["eps"] * gradient}
+        changed["weight_decay"] = used["weight_decay"] * decay / parameter
     for name, value in changed.items():
         if not math.isfinite(value) or (value == 0) != (used[name] == 0):
-            raise ValueError(
-                f"{name}={used[name]!r} becomes {value} under the factors {gradient:g} and {parameter:g}; expected a "
-                "number that floats can hold. Put moderate units into the losses first, or choose another value."
-            )
+            given = f"{name}={used[name]!r} becomes {value} under the factors {gradient:g} and {parameter:g}"
+            mend = "Put moderate units into the losses first, or choose another value."
+            raise ValueError(f"{given}; expected a number that floats can hold. {mend}")
     return {**settings, **changed}
 
 
@@ -71,17 +65,14 @@ def trust_pcl_settings(
     ``policy`` and ``log_z`` are the settings with which RTB trains these; ``alpha`` is the KL weight of Trust-PCL, > 0,
     beta being 1/alpha: start its value at alpha log Z. Both losses carry the half that :func:`companion.rtb.loss` and
     :func:`companion.trust_pcl.loss` have. For a loss without it, use :func:`rescale` with ``gradient=0.5`` first.
-    Raises ``ValueError`` as that.
-
-    Source: claim E4, from the gradients of Deleu et al. (2025). Derived in chapter ``two-optimisers-in-lockstep``.
+    Raises ``ValueError`` as that. Source: claim E4, from the gradients of Deleu et al. (2025). Derived in chapter
+    ``two-optimisers-in-lockstep``.
     """
     check_number("alpha", alpha, above=0)
     alpha = float(alpha)  # the square of an integer may be too large for torch, or for a float
     check_number("alpha squared", alpha * alpha, above=0)
-    return (
-        rescale(optimiser, policy, gradient=alpha * alpha),
-        rescale(optimiser, log_z, gradient=alpha, parameter=alpha),
-    )
+    of_policy = rescale(optimiser, policy, gradient=alpha * alpha)
+    return of_policy, rescale(optimiser, log_z, gradient=alpha, parameter=alpha)
 
 
 def _complete(optimiser: str, settings: Mapping[str, object]) -> dict[str, Any]:

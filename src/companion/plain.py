@@ -1,8 +1,7 @@
 """Frozen dataclasses as plain data, and back: how the settings of a run are stored beside its results.
 
-An objective, a schedule and a behaviour are values. A stored result needs them as JSON, under a name that a reader
-recognises, and today's code needs them back as the same values. A class that is marked :func:`storable` is known by its
-name; nothing else in the package looks a class up by a string.
+A stored result needs objectives, schedules and behaviours as JSON, under a name that a reader recognises, and today's
+code needs them back. A class marked :func:`storable` is known by its name; nothing else looks a class up by a string.
 """
 
 import hashlib
@@ -23,19 +22,15 @@ _KNOWN: dict[str, type] = {}
 
 
 def storable(cls: _Class) -> _Class:
-    """Make a frozen dataclass known by its name, so that :func:`from_plain` finds it: a decorator.
-
-    Raises ``ValueError`` for a class that is no frozen dataclass, or a name that another class has.
-    """
+    """Decorate a frozen dataclass for :func:`from_plain` to find by name; ``ValueError`` for others or a taken name."""
     if not isinstance(cls, type) or not is_dataclass(cls) or not cls.__dataclass_params__.frozen:  # type: ignore[attr-defined]
         raise ValueError(f"{getattr(cls, '__name__', cls)} is no frozen dataclass; expected one. Use frozen=True.")
     if TYPE in {field.name for field in fields(cls)}:
         raise ValueError(f"{cls.__name__} has a field {TYPE!r}, which stands for the class; expected none. Rename it.")
     known = _KNOWN.setdefault(cls.__name__, cls)
     if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
-        raise ValueError(
-            f"{cls.__name__} is the name of {known.__module__}.{known.__qualname__}; expected a new name. Rename it."
-        )
+        other = f"{known.__module__}.{known.__qualname__}"
+        raise ValueError(f"{cls.__name__} is the name of {other}; expected a new name. Rename it.")
     _KNOWN[cls.__name__] = cls
     return cls
 
@@ -52,17 +47,15 @@ def to_plain(value: object) -> Any:
         return [to_plain(entry) for entry in value]
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    raise ValueError(
-        f"{type(value).__name__} has no plain form; expected a storable dataclass, a list, a number, text or None. "
-        "Keep what holds weights out of stored settings, or mark its class companion.plain.storable."
-    )
+    mend = "Keep weights out of stored settings, or mark the class companion.plain.storable."
+    expected = "a storable dataclass, a list, a number, text or None"
+    raise ValueError(f"{type(value).__name__} has no plain form; expected {expected}. {mend}")
 
 
 def from_plain(data: Any) -> Any:
     """Return the value that :func:`to_plain` stored.
 
-    Raises ``ValueError`` for a name that no storable class has, for fields that the class does not have, and whatever
-    the class itself refuses.
+    Raises ``ValueError`` for a name that no storable class has, other fields than its own, and what it refuses itself.
     """
     if isinstance(data, list):
         return tuple(from_plain(entry) for entry in data)

@@ -23,10 +23,8 @@ from numpy.typing import NDArray
 
 #: The version of the format. 1 had one flat list of settings; experiments/migrations says how 2 was made of it.
 SCHEMA = 2
-#: Iterations at the start of a run that are stored one by one, so that they can be run again and compared.
-PREFIX = 10
-#: After the prefix every so many iterations are stored.
-STRIDE = 25
+#: Iterations that are stored: at the start so many, one by one, to be run again and compared; then every so many-th.
+PREFIX, STRIDE = 10, 25
 _KEYS = ("schema", "study", "configuration", "provenance", "measures", "history")
 _MEND = "Restore it, for one from git, or remove it and make it again."
 
@@ -78,34 +76,28 @@ def studies() -> list[str]:
 def place(study: str, name: str, *, where: Path | str | None = None) -> Path:
     """Return where the record of that name is, or would be: a file in the folder of its study.
 
-    ``where`` is the folder of results, that of :func:`folder` by default. Raises ``ValueError`` for what names no file,
-    or one outside that folder.
+    That is in ``where``, :func:`folder` by default. Raises ``ValueError`` for what names no file, or one outside it.
     """
     for what, given in (("study", study), ("name", name)):
         if not isinstance(given, str) or not re.fullmatch(r"\w[\w .,+=-]*", given):
-            raise ValueError(
-                f"{what} is {given!r}; expected letters, digits, spaces and . , + = - _, a letter or digit first: it "
-                "names a file. Rename it."
-            )
+            expected = "letters, digits, spaces and . , + = - _, a letter or digit first: it names a file"
+            raise ValueError(f"{what} is {given!r}; expected {expected}. Rename it.")
     return (folder() if where is None else _path("where", where)) / study / f"{name}.json"
 
 
 def load(study: str, *, where: Path | str | None = None) -> list[Run]:
-    """Return all stored runs of a study, in the order of their names.
+    """Return all stored runs of a study, in the order of their names; ``where`` as in :func:`place`.
 
-    ``where`` is the folder of results, that of :func:`folder` by default. Raises ``ValueError`` where there are none,
-    for a file of another format, or one that holds the run of another name.
+    Raises ``ValueError`` where there are none, for a file of another format, or one that holds another name's run.
     """
     paths = sorted(place(study, "any", where=where).parent.glob("*.json"))
     if not paths:
         raise ValueError(f"No results of {study!r}; expected some. Run `make experiments`, or check the name.")
     runs = [read(path) for path in paths]
     for run in runs:
-        held = (run.study, run.configuration["name"])
-        if held != (study, run.path.stem):
-            raise ValueError(
-                f"{run.path} holds the run {'/'.join(held)}; expected {study}/{run.path.stem}. Remove this copy."
-            )
+        held, due = f"{run.study}/{run.configuration['name']}", f"{study}/{run.path.stem}"
+        if held != due:
+            raise ValueError(f"{run.path} holds the run {held}; expected {due}. Remove this copy.")
     return runs
 
 
@@ -119,10 +111,7 @@ def read(path: Path | str) -> Run:
 
 
 def read_arrays(path: Path | str) -> dict[str, NDArray[Any]]:
-    """Return the arrays of an npz file, by name; nothing in it is unpickled.
-
-    Raises ``ValueError``, with the name of the file, for one that is not there, not whole, or holds anything else.
-    """
+    """Return an npz file's arrays, by name, none unpickled; ``ValueError``, naming it, for any but a whole one."""
     path = _path("path", path)
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
@@ -145,10 +134,8 @@ def by(runs: Sequence[Run], key: str) -> dict[Any, list[Run]]:
         values = {run.path: run.configuration.get(name) for run in runs}
         odd = {path.name: value for path, value in values.items() if not isinstance(value, str | int | float)}
         if odd or len({isinstance(value, str) for value in values.values()}) > 1:
-            raise ValueError(
-                f"The runs have no order by {name!r}: {odd or list(values.values())}; expected a number of each, or "
-                "text of each. Choose another entry, or leave those runs out."
-            )
+            given, mend = odd or list(values.values()), "Choose another entry, or leave those runs out."
+            raise ValueError(f"The runs have no order by {name!r}: {given}; expected numbers alone, or text. {mend}")
     groups: dict[Any, list[Run]] = {}
     for run in sorted(runs, key=lambda run: (run.configuration[key], run.configuration["seed"])):
         groups.setdefault(run.configuration[key], []).append(run)
@@ -160,10 +147,8 @@ def measure(runs: Sequence[Run], name: str) -> list[float]:
     _check_runs(runs, name)
     missing = [run.path.name for run in runs if not _is_number(run.measures.get(name))]
     if missing:
-        raise ValueError(
-            f"{missing} have no number {name!r}; expected it of every run. Measures: {sorted(runs[0].measures)}. "
-            "Choose another, or leave those runs out."
-        )
+        known = f"Measures: {sorted(runs[0].measures)}. Choose another, or leave those runs out."
+        raise ValueError(f"{missing} have no number {name!r}; expected it of every run. {known}")
     return [run.measures[name] for run in runs]
 
 
@@ -182,12 +167,11 @@ def write(
     """Write a record under its configuration's ``"name"``, whole or not at all, and return its path.
 
     The parts are those of a :class:`Run`; ``steps`` has every iteration, of which the first ten are kept, then every
-    twenty-fifth. Numbers are kept to seven digits, which is all that float32 gives; what is not finite becomes null
-    among measures and histories. ``arrays`` go into an npz file, no pickles; without them, that of a record which is
-    replaced goes. ``where`` is the folder of results, that of :func:`folder` by default.
-
-    Raises ``ValueError``, before anything is written, for a part that :func:`read` would refuse: a name that is none
-    (as :func:`place`), a configuration that is no JSON, columns of several lengths, arrays that would be pickled.
+    twenty-fifth. Numbers are kept to seven digits, all that float32 gives; what is not finite becomes null among
+    measures and histories. ``arrays`` go into an npz file, no pickles; without them, that of a record which is replaced
+    goes. ``where`` is as in :func:`place`. Raises ``ValueError``, before anything is written, for a part that
+    :func:`read` would refuse: a name that is none, a configuration that is no JSON, columns of several lengths, arrays
+    that would be pickled.
     """
     path = place(study, configuration.get("name", ""), where=where)
     history = {"diverged_at": diverged_at, "steps": _thinned(path, steps or {}), "evaluations": evaluations or {}}
@@ -220,10 +204,9 @@ def write_whole(path: Path, write_to: Callable[[BinaryIO], object]) -> None:
 def provenance(root: Path, sources: Iterable[str], *, clean: bool = True) -> dict[str, Any]:
     """Return when, where and with what a run is made, and from which commit.
 
-    ``sources`` are the folders of the project in ``root`` whose code makes it. Raises ``RuntimeError`` if they have
-    uncommitted changes or there is no git, so that a result names its code. With ``clean=False`` the changed files are
-    listed instead, and the commit is None where git does not know it. Raises ``ValueError`` for sources that are not
-    there.
+    ``sources`` are the folders of the project in ``root`` whose code makes it; ``ValueError`` unless they are there.
+    Raises ``RuntimeError`` if they have uncommitted changes or there is no git, so that a result names its code. With
+    ``clean=False`` the changed files are listed instead, and the commit is None where git does not know it.
     """
     given = [] if isinstance(sources, str) else list(sources)
     if not given or not all(isinstance(name, str) and name and (Path(root) / name).exists() for name in given):
@@ -232,15 +215,9 @@ def provenance(root: Path, sources: Iterable[str], *, clean: bool = True) -> dic
     if clean and (changed or None in (changed, commit)):
         what = f"uncommitted changes: {changed}" if changed else f"no git checkout in {root} that knows {given}"
         raise RuntimeError(f"{what}; expected none, so that a result names its code. Commit.")
-    found = {
-        "commit": commit,
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "python": platform.python_version(),
-        "torch": version("torch").split("+")[0],
-        "numpy": np.__version__,
-        "machine": platform.machine(),
-        "cores": os.cpu_count(),
-    }
+    found: dict[str, Any] = {"commit": commit, "started": datetime.now(UTC).isoformat(timespec="seconds")}
+    found |= {"python": platform.python_version(), "torch": version("torch").split("+")[0], "numpy": np.__version__}
+    found |= {"machine": platform.machine(), "cores": os.cpu_count()}
     return found if clean else found | {"uncommitted": sorted(line[3:] for line in (changed or "").splitlines())}
 
 
@@ -267,10 +244,8 @@ def _run(path: Path, text: str) -> Run:
         raise ValueError(f"{path} holds no JSON: {error}; expected a stored run, whole. {_MEND}") from None
     if not isinstance(record, dict) or tuple(record) != _KEYS or record["schema"] != SCHEMA:
         keys, schema = (tuple(record), record.get("schema")) if isinstance(record, dict) else ("none", None)
-        raise ValueError(
-            f"{path} has the keys {keys} and schema {schema}; expected {_KEYS} and schema {SCHEMA}. Migrate it "
-            "(experiments/migrations), or make it again."
-        )
+        given, mend = f"the keys {keys} and schema {schema}", "Migrate it (experiments/migrations), or make it again."
+        raise ValueError(f"{path} has {given}; expected {_KEYS} and schema {SCHEMA}. {mend}")
     study, configuration, provenance, measures, history = (record[key] for key in _KEYS[1:])
     wrong = [key for key in _KEYS[2:] if not isinstance(record[key], dict)]
     wrong += [] if isinstance(study, str) else ["study"]
@@ -295,10 +270,8 @@ def _columns(path: Path, table: str, columns: Any) -> dict[str, np.ndarray]:
     odd = [name for name, column in lists.items() if not all(x is None or _is_number(x) for x in column)]
     lengths = {name: len(column) for name, column in lists.items()}
     if odd or len(set(lengths.values())) > 1:
-        raise ValueError(
-            f"{path} has {table} that are no table: {odd or lengths}; expected columns of numbers or null, all of one "
-            f"length. {_MEND}"
-        )
+        expected = "expected columns of numbers or null, all of one length"
+        raise ValueError(f"{path} has {table} that are no table: {odd or lengths}; {expected}. {_MEND}")
     return {name: np.array(column, dtype=float) for name, column in lists.items()}
 
 
@@ -318,11 +291,9 @@ def _check_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     for name, array in arrays.items():
         plain = isinstance(array, np.ndarray) and array.dtype.kind in "biuf"
         if not plain or name in ("file", "allow_pickle"):
-            given = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
-            raise ValueError(
-                f"The array {name!r} of {path} is {given}; expected an array of numbers, by a name that is neither "
-                "'file' nor 'allow_pickle'. Convert it with numpy.asarray, or rename it."
-            )
+            given, mend = getattr(array, "dtype", type(array).__name__), "Convert it with numpy.asarray, or rename it."
+            expected = "expected an array of numbers, by a name that is neither 'file' nor 'allow_pickle'"
+            raise ValueError(f"The array {name!r} of {path} is {given}; {expected}. {mend}")
 
 
 def _json(path: Path, key: str, part: Any) -> str:
@@ -330,9 +301,8 @@ def _json(path: Path, key: str, part: Any) -> str:
         part = part if key in ("configuration", "provenance") else _numbers(part)
         return json.dumps(part, separators=(",", ":"), allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"The {key} of {path} is no JSON: {error}; expected text, finite numbers, lists and None. Put those there."
-        ) from None
+        expected = "expected text, finite numbers, lists and None. Put those there."
+        raise ValueError(f"The {key} of {path} is no JSON: {error}; {expected}") from None
 
 
 def _thinned(path: Path, steps: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -349,8 +319,7 @@ def _numbers(value: Any) -> Any:
     """Numbers as JSON has them, to seven digits; no NaN, no infinity."""
     if isinstance(value, Mapping):
         return {name: _numbers(entry) for name, entry in value.items()}
-    if hasattr(value, "tolist"):  # arrays, tensors, and the scalars of both
-        return _numbers(value.tolist())
+    value = value.tolist() if hasattr(value, "tolist") else value  # arrays, tensors, and the scalars of both
     if isinstance(value, list | tuple):
         return [_numbers(entry) for entry in value]
     if value is None or isinstance(value, str | bool | int):

@@ -52,8 +52,7 @@ def kl_loss(
     mean becomes a weighted sum.
 
     Args:
-        log_pi: ``[batch, steps]``, nats. Keeps its gradient.
-        log_ref: ``[batch, steps]``, nats. A constant.
+        log_pi, log_ref: ``[batch, steps]``, nats. The first keeps its gradient, the second is a constant.
         log_reward: ``[batch]``, log r(x), finite. A constant.
         beta: inverse temperature, > 0; the KL weight is 1/beta.
         baseline: ``"batch_mean"``, ``"leave_one_out"`` (both unweighted, whatever the weights), ``"none"``, or a
@@ -68,16 +67,11 @@ def kl_loss(
             unit of the return). It is applied before the baseline; None clips nothing.
         group, steps: as the module says; zeros from a path's end on; given ``steps``, a nonzero entry there is refused.
 
-    Returns:
-        A scalar, in units of log r(x) times nats.
-
-    Raises:
-        ValueError: for a wrong rank, shape, dtype or device, a value that is not finite, ``beta <= 0``, an unknown
-            baseline or weighting, fewer than two paths (of a group) where baseline, weights or clip use the batch, a
-            ``log_behaviour`` that is missing or of no use, or an advantage that overflows.
-
-    Source: Williams (1992); Ahmadian et al. (2024), leave-one-out. Derived in chapter ``on-policy-rtb-is-reinforce``,
-    the weights in chapter ``off-policy-the-same-optimum``.
+    Returns a scalar, in units of log r(x) times nats. Raises ``ValueError`` for a wrong rank, shape, dtype or device, a
+    value that is not finite, ``beta <= 0``, an unknown baseline or weighting, fewer than two paths (of a group) where
+    baseline, weights or clip use the batch, a ``log_behaviour`` that is missing or of no use, or an advantage that
+    overflows. Source: Williams (1992); Ahmadian et al. (2024), leave-one-out. Derived in chapter
+    ``on-policy-rtb-is-reinforce``, the weights in chapter ``off-policy-the-same-optimum``.
     """
     statistic = clip is not None or (isinstance(baseline, str) and baseline != "none")
     minimum = 2 if statistic or weights != "none" else 1
@@ -117,13 +111,9 @@ def critic_loss(
             zeros from a path's end on; given ``steps``, a nonzero entry there is refused.
         value: 0-d, or ``[batch]`` with one per condition; V(s_0) in units of log r(x). Keeps its gradient.
 
-    Returns:
-        A scalar, in units of log r(x) squared.
-
-    Raises:
-        ValueError: as :func:`kl_loss`, and for a ``value`` of a wrong shape, dtype or device, or not finite.
-
-    Source: the baseline of Williams (1992), fitted by least squares. Derived in chapter ``on-policy-rtb-is-reinforce``.
+    Returns a scalar, in units of log r(x) squared. Raises ``ValueError`` as :func:`kl_loss`, and for a ``value`` of a
+    wrong shape, dtype or device, or not finite. Source: the baseline of Williams (1992), fitted by least squares.
+    Derived in chapter ``on-policy-rtb-is-reinforce``.
     """
     _check(log_pi, _per_step(log_ref, log_behaviour, weights), steps, group, 1 if weights == "none" else 2)
     check_scalar("value", value, log_pi)
@@ -139,18 +129,13 @@ def kl_estimator(log_pi: Tensor, log_ref: Tensor, *, kind: str, steps: Tensor | 
     instead of steps, pass sums: ``log_pi.sum(dim=1, keepdim=True)``.
 
     Args:
-        log_pi: ``[batch, steps]``, nats. Keeps its gradient.
-        log_ref: ``[batch, steps]``, nats. A constant.
+        log_pi, log_ref: ``[batch, steps]``, nats. The first keeps its gradient, the second is a constant.
         kind: ``"k1"``, ``"k2"`` or ``"k3"``.
         steps: true lengths: zeros from a path's end on; given ``steps``, a nonzero entry there is refused.
 
-    Returns:
-        ``[batch, steps]``, nats; zero in padding.
-
-    Raises:
-        ValueError: as :func:`kl_loss`, and for an unknown kind or an overflow, as of k3 where pi_ref/pi is huge.
-
-    Source: Schulman (2020). Derived in chapter ``estimators-and-the-design-space``.
+    Returns ``[batch, steps]``, nats; zero in padding. Raises ``ValueError`` as :func:`kl_loss`, and for an unknown kind
+    or an overflow, as of k3 where pi_ref/pi is huge. Source: Schulman (2020). Derived in chapter
+    ``estimators-and-the-design-space``.
     """
     _check(log_pi, {"log_ref": log_ref}, steps, None, 1)
     if kind not in ESTIMATORS:
@@ -186,11 +171,9 @@ def published_baseline_loss(
         kl_weight: weight of the squared log-ratio, >= 0.
         group, steps: as the module says; zeros from a path's end on; given ``steps``, a nonzero entry there is refused.
 
-    Raises:
-        ValueError: as :func:`kl_loss` (but for -inf rewards), for a negative weight, or for rewards that overflow.
-
-    Source: the illustrative example of Venkatraman et al. (2024), as published with their code.
-    Derived in chapter ``anatomy-of-a-baseline``.
+    Raises ``ValueError`` as :func:`kl_loss` (but for -inf rewards), for a negative weight, or for rewards that
+    overflow. Source: the illustrative example of Venkatraman et al. (2024), as published with their code. Derived in
+    chapter ``anatomy-of-a-baseline``.
     """
     _check(log_pi, {"log_ref": log_ref}, steps, group, 2)
     check_fits("log_reward", log_reward, log_pi, log_pi.shape[:1], "[batch]")

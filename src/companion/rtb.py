@@ -49,12 +49,8 @@ def residual(
         beta: inverse temperature, > 0; 1/alpha in the notation of chapter ``kl-regularised-rl``.
         steps: true lengths: zeros from a path's end on; given ``steps``, a nonzero entry there is refused.
 
-    Returns:
-        ``[batch]``, in nats; zero for every path exactly when the policy samples p_ref(tau) r(x)^beta / Z.
-
-    Raises:
-        ValueError: for a wrong rank, shape, dtype or device, a value that is not finite, ``beta <= 0``, or wrong steps.
-
+    Returns ``[batch]``, in nats; zero for every path exactly when the policy samples p_ref(tau) r(x)^beta / Z. Raises
+    ``ValueError`` for a wrong rank, shape, dtype or device, a value that is not finite, ``beta <= 0``, or wrong steps.
     Source: Venkatraman et al. (2024), equation (8), the constraint. Derived in chapter ``relative-trajectory-balance``.
     """
     _check(log_pi, log_ref, log_reward, beta, steps)
@@ -76,9 +72,8 @@ def loss(
 
     Arguments, padding (zeros from a path's end on; given ``steps``, a nonzero entry there is refused) and errors as in
     :func:`residual`. The paths may come from any behaviour. Without a statistic of the batch ``group`` is only checked.
-
-    Source: Venkatraman et al. (2024), equation (9), there without the half and at beta = 1.
-    Derived in chapter ``relative-trajectory-balance``.
+    Source: Venkatraman et al. (2024), equation (9), there without the half and at beta = 1. Derived in chapter
+    ``relative-trajectory-balance``.
     """
     balance = residual(log_pi, log_ref, log_reward, log_z, beta=beta, steps=steps)
     check_group(group, log_pi)
@@ -97,11 +92,10 @@ def vargrad_loss(
     """Return half the batch variance of the RTB residual, a scalar in nats squared: RTB with the batch's best log Z.
 
     Arguments, padding (zeros from a path's end on; given ``steps``, a nonzero entry there is refused) and errors as in
-    :func:`residual`, without ``log_z``, with at least two paths (of each group).
-    The variance is divided by n, not n - 1: it is the minimum of :func:`loss` over a scalar ``log_z`` (of each group).
-
-    Source: Richter et al. (2020), VarGrad; Zhang et al. (2023) for log Z from the batch; Venkatraman et al. (2024),
-    equation (23), there without the half. Derived in chapter ``relative-trajectory-balance``.
+    :func:`residual`, without ``log_z``, with at least two paths (of each group). The variance is divided by n, not by
+    n - 1: it is the minimum of :func:`loss` over a scalar ``log_z`` (of each group). Source: Richter et al. (2020),
+    VarGrad; Zhang et al. (2023) for log Z from the batch; Venkatraman et al. (2024), equation (23), there without the
+    half. Derived in chapter ``relative-trajectory-balance``.
     """
     _check(log_pi, log_ref, log_reward, beta, steps)
     check_group(group, log_pi, minimum=2)
@@ -123,17 +117,11 @@ def sub_trajectory_residual(
         log_ref: ``[batch, steps]``, nats. A constant.
         log_flow: ``[batch, steps + 1]``, nats; log F(s_t), with ``beta * log_reward`` last, and from the end of a
             padded path on: given ``steps``, a change there is refused too. Keeps its gradient.
-        start: index of the first state.
-        stop: index of the last state, ``0 <= start < stop <= columns``.
+        start, stop: indices of the first and the last state, ``0 <= start < stop <= columns``.
         steps: true lengths: zeros from a path's end on; given ``steps``, a nonzero entry there is refused.
 
-    Returns:
-        ``[batch]``, in nats.
-
-    Raises:
-        ValueError: as :func:`residual`, and for a span outside the path.
-
-    Source: sub-trajectory balance, Madan et al. (2023), relative to a prior. Derived in chapter ``the-equivalence``.
+    Returns ``[batch]``, in nats. Raises ``ValueError`` as :func:`residual`, and for a span outside the path. Source:
+    sub-trajectory balance, Madan et al. (2023), relative to a prior. Derived in chapter ``the-equivalence``.
     """
     check_log_pi(log_pi)
     check_per_step("log_ref", log_ref, log_pi)

@@ -3,9 +3,8 @@
 One run is an anecdote. A mean over seeds comes with an interval. That two methods differ by less than a margin is not
 shown by failing to find a difference, but by two one-sided tests: both must reject that the difference lies beyond the
 margin, which was fixed beforehand. Methods that share their seeds are compared pair by pair. Used from chapter
-``twenty-five-modes-to-nine`` on.
-
-Source: Schuirmann (1987) for the two one-sided tests; Student's t throughout, from scipy.
+``twenty-five-modes-to-nine`` on. Source: Schuirmann (1987) for the two one-sided tests; Student's t throughout, from
+scipy.
 """
 
 import math
@@ -21,13 +20,7 @@ from companion.validation import check_number, check_positive_integers
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and its confidence interval.
-
-    Attributes:
-        mean: of the values.
-        low: lower end.
-        high: upper end.
-    """
+    """A mean and its confidence interval, from ``low`` to ``high``."""
 
     mean: float
     low: float
@@ -52,12 +45,9 @@ def difference_interval(
 
     Two samples are independent, with Welch's degrees of freedom; ``paired`` says that the i-th values of both come from
     one seed, so that what the seed does to both drops out of their difference. ``significance`` is that of a one-sided
-    test at either end.
-
-    Raises ``ValueError`` for fewer than two values a side, one that is not finite, a significance outside (0, 0.5), or
-    pairs of which one value is missing.
-
-    Source: Welch (1947); Student (1908) for pairs. Used in chapter ``twenty-five-modes-to-nine``.
+    test at either end. Raises ``ValueError`` for fewer than two values a side, one that is not finite, a significance
+    outside (0, 0.5), or pairs of which one value is missing. Source: Welch (1947); Student (1908) for pairs. Used in
+    chapter ``twenty-five-modes-to-nine``.
     """
     _check_share("significance", significance, below=0.5)  # from 0.5 on the interval is inside out
     a, b = _sample("first", first), _sample("second", second)
@@ -89,9 +79,8 @@ def equivalence(
 ) -> Equivalence:
     """Run two one-sided t-tests (TOST) on the means of two samples, independent or paired.
 
-    Raises ``ValueError`` as :func:`difference_interval`, and for a margin that is not positive.
-
-    Source: Schuirmann (1987). Used in chapter ``twenty-five-modes-to-nine``.
+    Raises ``ValueError`` as :func:`difference_interval`, and for a margin that is not positive. Source: Schuirmann
+    (1987). Used in chapter ``twenty-five-modes-to-nine``.
     """
     check_number("margin", margin, above=0)
     interval = difference_interval(first, second, significance=significance, paired=paired)

@@ -17,14 +17,12 @@ from sympy import Expr, IndexedBase, Sum, Symbol, symbols
 if TYPE_CHECKING:
     import torch
 
-# fmt: off
 __all__ = [
-    "T", "n", "d", "N", "start", "t", "i", "a", "k", "alpha", "beta", "eta", "lam", "gamma", "Z", "log_z",
-    "log_r", "log_pi", "log_ref", "R", "V", "log_F", "Phi", "pi", "pi_ref", "Q", "over_path", "over_actions",
-    "over_paths", "rtb_residual", "trust_pcl_residual", "sub_trajectory_residual", "split_last",
-    "replace_entries", "reduce", "evaluate",
-]
-# fmt: on
+    "T", "n", "d", "N", "start", "t", "i", "a", "k", "alpha", "beta", "eta", "lam", "gamma", "Z", "log_z", "log_r",
+    "log_pi", "log_ref", "R", "V", "log_F", "Phi", "pi", "pi_ref", "Q", "over_path", "over_actions", "over_paths",
+    "rtb_residual", "trust_pcl_residual", "sub_trajectory_residual", "split_last", "replace_entries", "reduce",
+    "evaluate",
+]  # fmt: skip
 #: Horizon T, number of actions n, length d of a sub-path, number of paths N: positive integers left unspecified.
 T, n, d, N = symbols("T n d N", integer=True, positive=True)
 #: First state of a sub-path, an integer from 0 on.
@@ -35,22 +33,14 @@ t, i, a, k = symbols("t i a k", integer=True, nonnegative=True)
 alpha, beta, eta, lam, gamma, Z = symbols("alpha beta eta lambda gamma Z", positive=True)
 #: log Z and log r(x).
 log_z, log_r = Symbol(r"(\log Z)", real=True), Symbol(r"(\log r)", real=True)
-#: log pi_theta of step t of a path.
-log_pi = IndexedBase(r"\log\pi", real=True)
-#: log pi_ref of step t of a path.
-log_ref = IndexedBase(r"\log\pi^{ref}", real=True)
+#: log pi_theta and log pi_ref of step t of a path.
+log_pi, log_ref = IndexedBase(r"\log\pi", real=True), IndexedBase(r"\log\pi^{ref}", real=True)
 #: Reward of step t of a path, or of an action, or the return of a path.
 R = IndexedBase("R", real=True)
-#: Value of the state that a path is in at time t, or that an action leads to.
-V = IndexedBase("V", real=True)
-#: log F of the state that a path is in at time t.
-log_F = IndexedBase(r"\log F", real=True)
-#: Potential of the state that a path is in at time t.
-Phi = IndexedBase(r"\Phi", real=True)
-#: Probability of an action, or of a path, under the policy.
-pi = IndexedBase(r"\pi", positive=True)
-#: Probability of an action, or of a path, under the reference.
-pi_ref = IndexedBase(r"\pi^{ref}", positive=True)
+#: Value, log F and potential of the state that a path is in at time t; value also of that an action leads to.
+V, log_F, Phi = (IndexedBase(name, real=True) for name in ("V", r"\log F", r"\Phi"))
+#: Probability of an action, or of a path, under the policy and under the reference.
+pi, pi_ref = IndexedBase(r"\pi", positive=True), IndexedBase(r"\pi^{ref}", positive=True)
 #: Worth of an action.
 Q = IndexedBase("Q", real=True)
 
@@ -73,8 +63,7 @@ def over_paths(term: Expr) -> Sum:
 def rtb_residual() -> Expr:
     """Return RTB's residual on a path of symbolic length T, with log Z, log r and beta free.
 
-    Source: Venkatraman et al. (2024), the relative trajectory balance constraint. Derived in chapter
-    ``relative-trajectory-balance``.
+    Source: Venkatraman et al. (2024), the constraint. Derived in chapter ``relative-trajectory-balance``.
     """
     return log_z + over_path(log_pi[t] - log_ref[t]) - beta * log_r
 
@@ -82,9 +71,8 @@ def rtb_residual() -> Expr:
 def trust_pcl_residual(length: Expr = T, first: Expr = sympy.S.Zero) -> Expr:
     """Return Trust-PCL's residual on ``length`` transitions from state ``first``, with eta, lambda and gamma free.
 
-    ``first`` must not contain the index ``i`` of the sum; ``ValueError`` otherwise.
-
-    Source: Nachum et al. (2017b), the consistency error of Trust-PCL. Derived in chapter ``path-consistency``.
+    ``first`` must not contain the index ``i`` of the sum; ``ValueError`` otherwise. Source: Nachum et al. (2017b), the
+    consistency error of Trust-PCL. Derived in chapter ``path-consistency``.
     """
     _check_index_free(first)
     gain = R[first + i] - (eta + lam) * log_pi[first + i] + lam * log_ref[first + i]
@@ -94,9 +82,8 @@ def trust_pcl_residual(length: Expr = T, first: Expr = sympy.S.Zero) -> Expr:
 def sub_trajectory_residual(length: Expr = d, first: Expr = start) -> Expr:
     """Return the relative sub-trajectory balance residual on ``length`` transitions from state ``first``.
 
-    ``first`` must not contain the index ``i`` of the sum; ``ValueError`` otherwise.
-
-    Source: Madan et al. (2023), taken relative to a prior. Derived in chapter ``the-equivalence``.
+    ``first`` must not contain the index ``i`` of the sum; ``ValueError`` otherwise. Source: Madan et al. (2023), taken
+    relative to a prior. Derived in chapter ``the-equivalence``.
     """
     _check_index_free(first)
     ratios = Sum(log_pi[first + i] - log_ref[first + i], (i, 0, length - 1))
@@ -110,7 +97,7 @@ def split_last(expression: Expr) -> Expr:
         index, first, last = _only_limit(total)
         return Sum(total.function, (index, first, last - 1)) + total.function.subs(index, last)
 
-    return expression.replace(lambda e: isinstance(e, Sum), split)
+    return expression.replace(_is_sum, split)
 
 
 def replace_entries(expression: Expr, base: IndexedBase, entry: Callable[[Expr], Expr]) -> Expr:
@@ -136,8 +123,7 @@ def evaluate(expression: Expr, values: Mapping[Symbol | IndexedBase, object]) ->
     """Put numbers into an expression: a float64 tensor, ``[batch]`` where the values have a batch.
 
     ``values`` maps each free symbol to a Python number or a ``[batch]`` tensor, and each indexed base to a tensor whose
-    *first* dimension is the index: pass ``log_pi.T`` for ``[batch, steps]``. Raises ``ValueError`` for a symbol that is
-    left without a value.
+    *first* dimension is the index: pass ``log_pi.T`` for ``[batch, steps]``. ``ValueError`` for a symbol left out.
     """
     import torch
 

@@ -3,9 +3,8 @@
 A task is a prior over x and a posterior over x, both known in closed form; the reward is their ratio, r(x) = posterior
 density / prior density, so that at beta = 1 the target p*(x) = prior(x) r(x) / Z is the posterior and Z = 1. What a
 sampler was fine-tuned to can thus be compared with what it should have become. Used in chapter
-``twenty-five-modes-to-nine``.
-
-Source: the illustrative example of Venkatraman et al. (2024), revisited by Deleu et al. (2025).
+``twenty-five-modes-to-nine``. Source: the illustrative example of Venkatraman et al. (2024), revisited by Deleu et al.
+(2025).
 """
 
 import math
@@ -26,16 +25,9 @@ from companion.validation import (
 
 #: Weights over 61 of the nine modes that the posterior keeps, by their means.
 _KEPT = {
-    (-10.0, -5.0): 4,
-    (-5.0, -10.0): 10,
-    (-5.0, 0.0): 4,
-    (10.0, -5.0): 5,
-    (0.0, 0.0): 10,
-    (0.0, 5.0): 5,
-    (5.0, -5.0): 4,
-    (5.0, 0.0): 15,
-    (5.0, 10.0): 4,
-}
+    (-10.0, -5.0): 4, (-5.0, -10.0): 10, (-5.0, 0.0): 4, (10.0, -5.0): 5, (0.0, 0.0): 10, (0.0, 5.0): 5,
+    (5.0, -5.0): 4, (5.0, 0.0): 15, (5.0, 10.0): 4,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,10 +40,8 @@ class GaussianMixture:
         variance: of each component, > 0.
 
     Raises ``ValueError`` for a wrong shape, dtype or device, means that are not finite, weights that are no law, or
-    ``variance <= 0``.
-
-    Source: standard; the closed-form drift that ends in it is :class:`companion.samplers.drifts.MixtureDrift`. Used
-    in chapter ``twenty-five-modes-to-nine``.
+    ``variance <= 0``. Source: standard; the closed-form drift that ends in it is
+    :class:`companion.samplers.drifts.MixtureDrift`. Used in chapter ``twenty-five-modes-to-nine``.
     """
 
     means: Tensor
@@ -86,10 +76,7 @@ class GaussianMixture:
         return means + math.sqrt(self.variance) * noise
 
     def nearest(self, x: Tensor) -> Tensor:
-        """Return the index of the mean nearest to each point of ``x``, ``[batch, dim]``: ``[batch]``, int64.
-
-        Raises ``ValueError`` for points that are not finite: no mean is nearest to them.
-        """
+        """Return each point's nearest mean, ``[batch, dim]`` to ``[batch]``, int64; ``ValueError`` if not finite."""
         self._check_points(x)
         check_finite("x", x, "Leave out the points of a sampler that diverged, or mend it.")
         return torch.cdist(x, self.means).argmin(dim=1)
@@ -103,11 +90,7 @@ class GaussianMixture:
 
 @dataclass(frozen=True, eq=False)
 class Tilt:
-    """A prior, and the posterior that a reward tilts it to.
-
-    Attributes:
-        prior: what the reference samples.
-        posterior: the target at beta = 1.
+    """A prior, which the reference samples, and the posterior that a reward tilts it to, the target at beta = 1.
 
     Raises ``ValueError`` for what are no two mixtures in one space, of one dtype.
     """
@@ -126,8 +109,7 @@ class Tilt:
 def twenty_five_to_nine(*, dtype: torch.dtype = torch.float32) -> Tilt:
     """Return the illustrative example: 25 equal modes on a grid in the plane, nine of which the posterior keeps.
 
-    Source: Venkatraman et al. (2024), with the weights of their code. Used in chapter
-    ``twenty-five-modes-to-nine``.
+    Source: Venkatraman et al. (2024), with the weights of their code. Used in chapter ``twenty-five-modes-to-nine``.
     """
     axis = (-10.0, -5.0, 0.0, 5.0, 10.0)
     grid = list(product(axis, axis))
@@ -145,9 +127,7 @@ def weights_on(whole: GaussianMixture, part: GaussianMixture) -> Tensor:
     _check_one_space(whole=whole, part=part)
     same = (part.means[:, None] == whole.means).all(dim=2)
     if bool((same.sum(dim=1) != 1).any()):
-        raise ValueError(
-            "part has a mean that whole has not, or has twice; expected each once. Pass the prior, then the posterior."
-        )
+        raise ValueError("part has a mean that whole has not, or has twice; expected each once. Pass the prior first.")
     return torch.zeros_like(whole.weights).index_add(0, same.long().argmax(dim=1), part.weights)
 
 
@@ -157,20 +137,15 @@ def tilted_mode_weights(tilt: Tilt, factor: float) -> Tensor:
     Within a mode r(x) is nearly constant where modes are far apart: the ratio r_k of posterior weight and prior weight,
     0 where the posterior has none. So mode k has its prior weight times exp(factor r_k). Left out is the share of a
     component that lies nearer to another mean, less than 1e-5 in the illustrative example. The first published baseline
-    with weight w and batches of n has the factor (1 - 1/n) / (2w).
-
-    Raises ``ValueError`` for two variances, a mean of the posterior that the prior does not have, or a factor that is
-    negative, not finite, or so large that its product with r is not.
-
-    Source: claim B1. Derived in chapter ``anatomy-of-a-baseline``.
+    with weight w and batches of n has the factor (1 - 1/n) / (2w). Raises ``ValueError`` for two variances, a mean of
+    the posterior that the prior does not have, or a factor that is negative, not finite, or so large that its product
+    with r is not. Source: claim B1. Derived in chapter ``anatomy-of-a-baseline``.
     """
     check_number("factor", factor, at_least=0)
     check_kind("tilt", tilt, Tilt)
     if tilt.prior.variance != tilt.posterior.variance:
-        raise ValueError(
-            f"The variances are {tilt.prior.variance:g} and {tilt.posterior.variance:g}; expected one, or r(x) is not "
-            "constant within a mode. Integrate instead."
-        )
+        given = f"{tilt.prior.variance:g} and {tilt.posterior.variance:g}"
+        raise ValueError(f"The variances are {given}; expected one, or r(x) varies within a mode. Integrate instead.")
     reward = weights_on(tilt.prior, tilt.posterior) / tilt.prior.weights
     check_finite("factor * reward", factor * reward, "Pass a smaller factor.")
     return (tilt.prior.weights.log() + factor * reward).softmax(dim=0)

@@ -53,18 +53,13 @@ def residual(
         kl_weight: weight of the relative entropy, >= 0; Nachum's lambda, reward per nat.
         entropy_weight: weight of the entropy, >= 0; Nachum's tau, eta in this book. The two weights sum to > 0.
         gamma: discount, ``0 < gamma <= 1``.
-        start: index of the first state.
-        stop: index of the last state; the end of the path by default.
+        start, stop: indices of the first and the last state; by default the whole path.
         steps: zeros from a path's end on; given ``steps``, a nonzero entry there is refused, ``values`` too.
 
-    Returns:
-        ``[batch]``, in units of reward; zero on every transition exactly at the optimal policy and soft values.
-
-    Raises:
-        ValueError: for a wrong rank, shape, dtype or device, a value that is not finite, a last value that is not
-            zero, a weight or discount out of range, a span outside the path, or wrong steps.
-
-    Source: Nachum et al. (2017b), the consistency error of Trust-PCL. Derived in chapter ``path-consistency``.
+    Returns ``[batch]``, in units of reward; zero on every transition exactly at the optimal policy and soft values.
+    Raises ``ValueError`` for a wrong rank, shape, dtype or device, a value that is not finite, a last value that is not
+    zero, a weight or discount out of range, a span outside the path, or wrong steps. Source: Nachum et al. (2017b), the
+    consistency error of Trust-PCL. Derived in chapter ``path-consistency``.
     """
     _check(log_pi, log_ref, rewards, values, steps)
     _check_weights(kl_weight, entropy_weight, gamma)
@@ -81,17 +76,11 @@ def residual(
 def full_path_values(first_value: Tensor, log_pi: Tensor) -> Tensor:
     """Return ``values`` that hold V(s_0) in their first column and zero elsewhere: all that a full path looks at.
 
-    Args:
-        first_value: 0-d, or ``[batch]`` with one per condition; V(s_0) in units of reward. Keeps its gradient.
-        log_pi: ``[batch, steps]``; only its shape, dtype and device are used.
-
-    Returns:
-        ``[batch, steps + 1]``, for :func:`residual` and :func:`loss` without ``start`` and ``stop``.
-
-    Raises:
-        ValueError: for a wrong rank, shape, dtype or device, or a value that is not finite.
-
-    Source: the full-path case of Nachum et al. (2017b). Derived in chapter ``path-consistency``.
+    ``first_value`` is V(s_0) in units of reward, 0-d, or ``[batch]`` with one per condition, and keeps its gradient; of
+    ``log_pi``, ``[batch, steps]``, only shape, dtype and device are used. Returns ``[batch, steps + 1]``, for
+    :func:`residual` and :func:`loss` without ``start`` and ``stop``. Raises ``ValueError`` for a wrong rank, shape,
+    dtype or device, or a value that is not finite. Source: the full-path case of Nachum et al. (2017b). Derived in
+    chapter ``path-consistency``.
     """
     check_log_pi(log_pi)
     check_scalar("first_value", first_value, log_pi)
@@ -117,7 +106,6 @@ def loss(
 
     Arguments, padding (zeros from a path's end on; given ``steps``, a nonzero entry there is refused) and errors as in
     :func:`residual`. The paths may come from any behaviour. Without a statistic of the batch ``group`` is only checked.
-
     Source: Nachum et al. (2017b), who sum it over the sub-paths wanted. Derived in chapter ``path-consistency``.
     """
     weights = {"kl_weight": kl_weight, "entropy_weight": entropy_weight, "gamma": gamma}

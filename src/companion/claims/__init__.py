@@ -1,13 +1,11 @@
 """The registry of claims, and the assertions by which a notebook cell or a test checks one of them.
 
-``registry/NN-chapter.toml`` gives a chapter's title and states each of its claims once: ID, title, statement in MyST,
-and the kinds of evidence it must have. A chapter is known by its notebook's name without the number, and the numbers
-order the chapters.
-
-There is a check for each kind of evidence. It takes the ID of its claim first; ``what`` says for the reader, in words
-or symbols, what is compared. It asserts, or raises ``AssertionError``, then prints what was compared and the bound that
-held, never digits that could differ between machines. An unknown claim, one that has no such evidence, and a check that
-could not fail are a ``ValueError``. The book's ledger is written from the checks in its cells and tests.
+``registry/NN-chapter.toml`` gives a chapter's title and states each of its claims once. A chapter is known by its
+notebook's name without the number, and the numbers order the chapters. There is a check for each kind of evidence. It
+takes the ID of its claim first; ``what`` says for the reader, in words or symbols, what is compared. It asserts, or
+raises ``AssertionError``, then prints what was compared and the bound that held, never digits that could differ between
+machines. An unknown claim, one that has no such evidence, and a check that could not fail are a ``ValueError``. The
+book's ledger is written from the checks in its cells and tests.
 """
 
 import math
@@ -30,8 +28,7 @@ from companion.symbolic import reduce
 KINDS = ("symbolic", "exact", "converged", "statistical", "witness")
 #: Rounding allowed, in eps times the size of the terms summed. Sums here have tens of terms, each rounded a few times.
 SLACK = 32
-#: The most that ``scale`` may be, relative to the largest value, or to one. What needs more has another error than
-#: rounding, an optimiser's say.
+#: The most that ``scale`` may be, relative to the largest value, or to one: more is another error than rounding.
 LARGEST_SCALE = 1e4
 #: What an equation in ``given`` may be about as a whole.
 _ENTRIES = (sympy.Sum, sympy.Indexed, sympy.Derivative, AppliedUndef)
@@ -39,7 +36,7 @@ _ENTRIES = (sympy.Sum, sympy.Indexed, sympy.Derivative, AppliedUndef)
 
 @dataclass(frozen=True)
 class Claim:
-    """One row of the registry: what is claimed, where it is derived, and which evidence it must have.
+    """One row of the registry.
 
     Attributes:
         id: the label, such as ``E1``.
@@ -62,10 +59,7 @@ class Claim:
 
 @cache
 def registry() -> Mapping[str, Claim]:
-    """Return every claim by its ID, in the order of the book.
-
-    Raises ``ValueError`` for an ID that stands twice, or an unknown kind of evidence.
-    """
+    """Return every claim by ID, in the book's order; ``ValueError`` for one that stands twice, or unknown evidence."""
     return _claims(_tables())
 
 
@@ -105,8 +99,7 @@ def check_symbolic(
 
     These must still occur in one side or the other, so that no number was put in for them on the way. ``given`` holds
     equations used at the end, such as ``{over_actions(pi[a]): 1}``: values of sums, entries, functions and derivatives,
-    or of other symbols. Raises ``ValueError`` where a symbol of ``free`` is gone or ``given`` puts something in for it,
-    or where the sides are one expression to begin with.
+    or of other symbols. Raises ``ValueError`` where a symbol of ``free`` is gone or given, or the sides are the same.
     """
     _require(claim, "symbolic")
     left, right = sympy.sympify(left), sympy.sympify(right)
@@ -138,24 +131,19 @@ def check_exact(claim: str, left: Tensor, right: Tensor, what: str, *, scale: Te
     _refuse_vacuous(claim, left, right, tolerance, scale)
     largest, most = max(1.0, float(right.abs().max())), float(torch.as_tensor(scale).max())
     if most > LARGEST_SCALE * largest:
-        raise ValueError(
-            f"{claim}: scale is up to {most:.3g} for values up to {largest:.3g}; expected what rounding explains. Use "
-            "check_converged for what an optimiser found, or smaller terms."
-        )
-    assert bool(((left - right).abs() <= tolerance).all()), (
-        f"{claim} fails: {what}; the sides differ by up to {float((left - right).abs().max()):.3g}, "
-        f"beyond the tolerance of {float(tolerance.max()):.3g}"
-    )
-    bound = math.ceil(math.log10(float(tolerance.max())))
-    _report(claim, "exact", what, f"{_count(left)} within 1e{bound:+03d}")
+        given = f"scale is up to {most:.3g} for values up to {largest:.3g}; expected what rounding explains"
+        raise ValueError(f"{claim}: {given}. Use check_converged for what an optimiser found, or smaller terms.")
+    gap, allowed = (left - right).abs(), float(tolerance.max())
+    failure = f"{what}; the sides differ by up to {float(gap.max()):.3g}, beyond the tolerance of {allowed:.3g}"
+    assert bool((gap <= tolerance).all()), f"{claim} fails: {failure}"
+    _report(claim, "exact", what, f"{_count(left)} within 1e{math.ceil(math.log10(allowed)):+03d}")
 
 
 def check_converged(claim: str, left: Tensor, right: Tensor, what: str, *, within: float) -> None:
     """Assert that what only ends near its answer, an optimiser with exact gradients say, came within a tolerance of it.
 
     ``left`` is where it ended, ``right`` the answer, found in another way: tensors as for :func:`check_exact`, zeros
-    for a distance that should vanish. ``within`` is the largest difference of an entry. Raises ``ValueError`` as that,
-    with ``within`` for the tolerance.
+    for a distance that should vanish. Raises ``ValueError`` as that, with ``within``, the largest difference allowed.
     """
     _require(claim, "converged")
     left, right = left.detach(), right.detach()
@@ -180,13 +168,10 @@ def check_statistical(
         raise ValueError(f"{claim}: {seeds} seed(s), [{low}, {high}]; expected two seeds or more, a finite interval.")
     if not within[0] < within[1] or (math.isinf(within[0]) and math.isinf(within[1])):
         raise ValueError(f"{claim}: the margin is {within}; expected low < high, one of them finite. Fix a margin.")
-    assert within[0] < low and high < within[1], (
-        f"{claim} fails: {what}; the interval [{low:.4g}, {high:.4g}] is not inside {within}"
-    )
-    margin = " and ".join(
-        f"{word} {end:g}" for word, end in zip(("above", "below"), within, strict=True) if abs(end) < math.inf
-    )
-    _report(claim, "statistical", what, f"{seeds} seeds, interval {margin}")
+    inside, found = within[0] < low and high < within[1], f"the interval [{low:.4g}, {high:.4g}]"
+    assert inside, f"{claim} fails: {what}; {found} is not inside {within}"
+    ends = [f"{word} {end:g}" for word, end in zip(("above", "below"), within, strict=True) if abs(end) < math.inf]
+    _report(claim, "statistical", what, f"{seeds} seeds, interval {' and '.join(ends)}")
 
 
 def check_witness(claim: str, gap: float, what: str, *, above: float) -> None:
@@ -231,9 +216,8 @@ def _claims(chapters: Mapping[str, dict[str, Any]]) -> dict[str, Claim]:
         for key, row in rows.items():
             unknown = set(row["evidence"]) - set(KINDS)
             if unknown or not row["evidence"]:
-                raise ValueError(
-                    f"{key} lists evidence {sorted(unknown)}; expected one or more of {KINDS}. Mend that of {chapter}."
-                )
+                given = f"{key} lists evidence {sorted(unknown)}"
+                raise ValueError(f"{given}; expected one or more of {KINDS}. Mend that of {chapter}.")
             tidy = {"statement": row["statement"].strip(), "evidence": tuple(row["evidence"])}
             claims[key] = Claim(id=key, chapter=chapter, **(row | tidy))
     return claims
@@ -247,12 +231,11 @@ def _require(claim: str, kind: str) -> None:
 
 
 def _refuse_different(claim: str, left: Tensor, right: Tensor) -> None:
-    float_dtypes = (torch.float32, torch.float64)
-    if left.shape != right.shape or not left.dtype == right.dtype in float_dtypes or left.numel() == 0:
-        raise ValueError(
-            f"{claim}: the sides are {tuple(left.shape)} {left.dtype} and {tuple(right.shape)} {right.dtype}; expected "
-            "float64 or float32 of both, and equal shapes and dtypes, not empty. Nothing is broadcast."
-        )
+    kinds, floats = [(tuple(side.shape), side.dtype) for side in (left, right)], (torch.float32, torch.float64)
+    if kinds[0] != kinds[1] or left.dtype not in floats or left.numel() == 0:
+        given = " and ".join(f"{shape} {dtype}" for shape, dtype in kinds)
+        expected = "float64 or float32 of both, and equal shapes and dtypes, not empty"
+        raise ValueError(f"{claim}: the sides are {given}; expected {expected}. Nothing is broadcast.")
 
 
 def _refuse_vacuous(claim: str, left: Tensor, right: Tensor, tolerance: Tensor, scale: Tensor | float) -> None:
@@ -262,17 +245,13 @@ def _refuse_vacuous(claim: str, left: Tensor, right: Tensor, tolerance: Tensor, 
         raise ValueError(f"{claim}: both sides are one tensor; expected two computations. Compute one of them anew.")
     if not bool((tolerance > 0).all()):
         raise ValueError(f"{claim}: {scale} is given; expected a positive number, the size of the terms. Pass it.")
-    zero_claimed = bool((right == 0).all())
+    zero_claimed, allowed = bool((right == 0).all()), f"{float(tolerance.max()):.3g}"
     if zero_claimed and bool((tolerance > torch.finfo(left.dtype).eps ** 0.5).any()):
-        raise ValueError(
-            f"{claim}: the tolerance around zero is {float(tolerance.max()):.3g}; expected at most the root of eps. "
-            "Take smaller terms."
-        )
+        expected = "at most the root of eps. Take smaller terms."
+        raise ValueError(f"{claim}: the tolerance around zero is {allowed}; expected {expected}")
     if not zero_claimed and 2 * int((right.abs() > tolerance).sum()) < right.numel():
-        raise ValueError(
-            f"{claim}: most values are below the tolerance of {float(tolerance.max()):.3g}; expected a comparison "
-            "that could fail. Take larger values, or a smaller scale."
-        )
+        expected = "a comparison that could fail. Take larger values, or a smaller scale."
+        raise ValueError(f"{claim}: most values are below the tolerance of {allowed}; expected {expected}")
 
 
 def _refuse_given(claim: str, given: Mapping[sympy.Expr, sympy.Expr], free: set[sympy.Symbol]) -> None:

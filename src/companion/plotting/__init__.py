@@ -11,10 +11,8 @@ from companion.plotting.pages import Page, path_slider
 from companion.plotting.style import COLOURS, CYCLE, MARKERS, panels
 from companion.plotting.tables import cells, grid, vocabularies
 
-# fmt: off
 __all__ = [
     "COLOURS", "CYCLE", "MARKERS", "Page", "bands", "bars", "cells", "clouds", "curves_with_points", "fields", "graph",
     "grid", "lines", "machine", "mode_grids", "panels", "path_slider", "scatter", "vocabularies",
     "weights_with_intervals",
-]
-# fmt: on
+]  # fmt: skip

@@ -9,16 +9,25 @@ from torch import Tensor
 
 from companion.plotting.style import COLOURS, CYCLE, DASHES, MARKERS, floats, panels
 
+#: Numbers along an axis; and, by name, such numbers, points, and two coordinates of many.
+Numbers = Sequence[float] | Tensor
+Series = Mapping[str, Numbers]
+Points = Mapping[str, tuple[float, float]]
+Pairs = Mapping[str, tuple[Tensor, Tensor]]
+#: By name, x and what each run is there; and, at each x, a mean and the ends of its interval.
+Runs = Mapping[str, tuple[Sequence[float], Sequence[Sequence[float]]]]
+Intervals = Mapping[float, tuple[float, float, float]]
+
 
 def lines(
-    x: Sequence[float] | Tensor,
-    series: Mapping[str, Sequence[float] | Tensor],
+    x: Numbers,
+    series: Series,
     *,
     xlabel: str,
     ylabel: str,
     log_x: bool = False,
     log_y: bool = False,
-    mark: Mapping[str, tuple[float, float]] | None = None,
+    mark: Points | None = None,
 ) -> Figure:
     """Draw one line per series over ``x``; ``mark`` puts a labelled point on the figure."""
     figure, (axes,) = panels()
@@ -31,18 +40,8 @@ def lines(
     return figure
 
 
-def bands(
-    curves: Mapping[str, tuple[Sequence[float], Sequence[Sequence[float]]]],
-    *,
-    xlabel: str,
-    ylabel: str,
-    log_y: bool = False,
-    level: float | None = None,
-) -> Figure:
-    """Draw for each name the mean of several runs over ``x``, and the range from the least to the greatest of them.
-
-    ``curves`` holds ``(x, runs)``, one list per run, as long as ``x``; ``level`` draws a horizontal line.
-    """
+def bands(curves: Runs, *, xlabel: str, ylabel: str, log_y: bool = False, level: float | None = None) -> Figure:
+    """Draw for each name the mean of its runs over x, and their range, least to greatest; ``level`` is a horizontal."""
     figure, (axes,) = panels(width=7.4, height=3.6)
     for j, (name, (x, runs)) in enumerate(curves.items()):
         values = np.asarray(runs, dtype=float)
@@ -56,12 +55,7 @@ def bands(
 
 
 def curves_with_points(
-    x: Sequence[float] | Tensor,
-    curves: Mapping[str, Sequence[float] | Tensor],
-    points: Mapping[str, Mapping[str, Mapping[float, tuple[float, float, float]]]],
-    *,
-    xlabel: str,
-    curve: str,
+    x: Numbers, curves: Series, points: Mapping[str, Mapping[str, Intervals]], *, xlabel: str, curve: str
 ) -> Figure:
     """Draw predicted curves side by side, over a logarithmic axis, and points with intervals on them.
 
@@ -82,20 +76,13 @@ def curves_with_points(
     return figure
 
 
-def scatter(
-    points: Mapping[str, tuple[Tensor, Tensor]],
-    *,
-    xlabel: str,
-    ylabel: str,
-    slopes: Mapping[str, tuple[float, float]] | None = None,
-) -> Figure:
+def scatter(points: Pairs, *, xlabel: str, ylabel: str, slopes: Points | None = None) -> Figure:
     """Draw clouds of points, and for names in ``slopes`` the line (slope, intercept) to lie on, drawn from zero."""
     figure, (axes,) = panels(height=3.8)
     for j, (name, (x, y)) in enumerate(points.items()):
         axes.plot(floats(x), floats(y), MARKERS[j], ms=4, alpha=0.7, color=CYCLE[j], label=name)
         if slopes and name in slopes:
-            slope, intercept = slopes[name]
-            ends = [min(0.0, *floats(x)), max(0.0, *floats(x))]
+            (slope, intercept), ends = slopes[name], [min(0.0, *floats(x)), max(0.0, *floats(x))]
             axes.plot(ends, [slope * e + intercept for e in ends], color=CYCLE[j], lw=1)
     axes.set(xlabel=xlabel, ylabel=ylabel)
     axes.legend(fontsize=9, frameon=False)
@@ -119,13 +106,7 @@ def clouds(points: Mapping[str, Tensor], *, columns: int = 3, modes: Tensor | No
 
 
 def fields(
-    xs: Tensor,
-    ys: Tensor,
-    directions: Mapping[str, tuple[Tensor, Tensor]],
-    *,
-    xlabel: str,
-    ylabel: str,
-    marks: Mapping[str, Mapping[str, tuple[float, float]]],
+    xs: Tensor, ys: Tensor, directions: Pairs, *, xlabel: str, ylabel: str, marks: Mapping[str, Points]
 ) -> Figure:
     """Draw vector fields side by side, as stream lines, with marked points.
 

@@ -27,11 +27,9 @@ def graph(
     columns = _columns(problem)
     tallest = max(map(len, columns))
     figure, (axes,) = panels(height=1.1 + 0.62 * tallest)
-    place = {
-        state: (float(x), -(row + 0.5) * (tallest / len(members)))
-        for x, members in enumerate(columns)
-        for row, state in enumerate(members)
-    }
+    place: dict[int, tuple[float, float]] = {}
+    for x, members in enumerate(columns):
+        place |= {state: (float(x), -(row + 0.5) * (tallest / len(members))) for row, state in enumerate(members)}
     shade = torch.full(problem.source.shape, 0.5) if shade is None else shade
     for edge, (begin, end) in enumerate(zip(problem.source.tolist(), problem.target.tolist(), strict=True)):
         weight = float(shade[edge])
@@ -56,8 +54,7 @@ def machine(
 ) -> Figure:
     """Draw an automaton: a box for each state, thick where ``granted``, and an arrow for letters that lead on.
 
-    ``moves`` is ``[states, letters]``; ``places`` and ``names`` have an entry for each state. More than three letters
-    of one arrow are "other".
+    ``moves`` is ``[states, letters]``, ``places`` and ``names`` one a state; more than three letters are "other".
     """
     figure, (axes,) = panels(height=3.6)
     middle, boxes = sum(y for _, y in places) / len(places), []
@@ -68,17 +65,16 @@ def machine(
     for begin, row in enumerate(moves.tolist()):
         for end in sorted(set(row)):
             (x, y), (u, v) = places[begin], places[end]
-            up = 1 if y >= middle else -1
-            loop, bend = begin == end, -2.0 * up if begin == end else 0.16
-            wide = 0.06 if loop else 0.0
+            up, loop = 1 if y >= middle else -1, begin == end
+            bend, wide = (-2.0 * up, 0.06) if loop else (0.16, 0.0)
             arrow = {"arrowstyle": "-|>", "color": "#444444", "connectionstyle": f"arc3,rad={bend}", "shrinkB": 2}
             arrow |= {"shrinkA": 12, "shrinkB": 12} if loop else {"patchA": boxes[begin], "patchB": boxes[end]}
             axes.annotate("", (u + wide, v), (x - wide, y), arrowprops=arrow, zorder=1)
             at = (x, y + 0.36 * up) if loop else ((x + u + 0.18 * (v - y)) / 2, (y + v - 0.18 * (u - x)) / 2)
             read = [letter for letter, to in zip(letters, row, strict=True) if to == end]
-            read = ["other"] if len(read) > 3 else read
             box = {"boxstyle": "round,pad=0.1", "fc": "white", "ec": "none"}
-            axes.annotate(", ".join(read), at, ha="center", va="center", fontsize=9.5, bbox=box, zorder=2)
+            text = "other" if len(read) > 3 else ", ".join(read)
+            axes.annotate(text, at, ha="center", va="center", fontsize=9.5, bbox=box, zorder=2)
     axes.set(xlim=(-0.4, 1.4), ylim=(-0.45, 1.45))
     axes.set_axis_off()
     return figure

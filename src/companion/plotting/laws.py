@@ -19,8 +19,7 @@ def bars(labels: Sequence[str], series: Mapping[str, Sequence[float] | Tensor], 
     for j, (name, heights) in enumerate(series.items()):
         at = [i + (j - (len(series) - 1) / 2) * width for i in range(len(labels))]
         axes.bar(at, floats(heights), width, label=name, color=CYCLE[j], hatch=["", "//", "..", "xx"][j % 4])
-    axes.set_xticks(range(len(labels)), labels)
-    axes.set_ylabel(ylabel)
+    axes.set(xticks=range(len(labels)), xticklabels=labels, ylabel=ylabel)
     columns = len(series) if len(series) < 4 else 2
     axes.legend(fontsize=9, frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=columns)  # clear of the bars
     return figure
@@ -34,10 +33,9 @@ def weights_with_intervals(
     xlabel: str = "mode",
     ylabel: str = "weight",
 ) -> Figure:
-    """Draw the target's weights as steps, and for each method the mean over seeds of each weight, with its interval.
+    """Draw the target's weights, if there is one, as steps, and each method's mean over seeds, with its interval.
 
-    ``methods`` holds, for each name, one list of weights per seed, as long as ``labels``. What has no target may be
-    drawn without.
+    ``methods`` holds, for each name, one list of weights per seed, as long as ``labels``.
     """
     figure, (axes,) = panels(width=7.4, height=3.6)
     places = np.arange(len(labels))
@@ -45,15 +43,11 @@ def weights_with_intervals(
         axes.bar(places, target, 0.92, color="#dddddd", label="target")
     for j, (name, runs) in enumerate(methods.items()):
         found = [mean_interval(column) for column in zip(*runs, strict=True)]
-        mean = np.array([entry.mean for entry in found])
-        half = np.array([entry.high - entry.mean for entry in found])
-        shift = (j - (len(methods) - 1) / 2) * 0.8 / len(methods)
-        axes.errorbar(
-            places + shift, mean, half, fmt=MARKERS[j % 7], color=CYCLE[j % 7], ms=4.5, lw=1, capsize=2, label=name
-        )
+        mean, half = [entry.mean for entry in found], [entry.high - entry.mean for entry in found]
+        at = places + (j - (len(methods) - 1) / 2) * 0.8 / len(methods)
+        axes.errorbar(at, mean, half, fmt=MARKERS[j % 7], color=CYCLE[j % 7], ms=4.5, lw=1, capsize=2, label=name)
     axes.set_xticks(places, labels, fontsize=8)
-    axes.set(ylabel=ylabel, xlabel=xlabel)
-    axes.set_ylim(bottom=0)
+    axes.set(ylabel=ylabel, xlabel=xlabel, ylim=(0, None))
     axes.legend(fontsize=8.5, frameon=False, ncols=2)
     return figure
 
@@ -62,8 +56,7 @@ def mode_grids(means: Tensor, laws: Mapping[str, Tensor], *, kept: Tensor) -> Fi
     """Draw mode weights in panels, three to a row, each weight as a square at its mean whose area is the weight.
 
     A grey dot marks each of the ``means``, ``[modes, 2]``, on a grid, whose place the largest weight of the first law
-    fills; a law is ``[modes]``, by the title of its panel. Squares of what is not ``kept``, ``[modes]``, bool, are
-    hatched and of another colour.
+    fills; a law is ``[modes]``, by its title. What is not ``kept``, ``[modes]``, bool, is hatched, in another colour.
     """
     rows = -(-len(laws) // 3)
     figure, axes = panels(3, rows=rows, height=2.2 * rows)
@@ -77,8 +70,7 @@ def mode_grids(means: Tensor, laws: Mapping[str, Tensor], *, kept: Tensor) -> Fi
             side = 0.95 * spacing * float(weights[mode] / largest) ** 0.5
             x, y = floats(means[mode])
             fc, ec, hatch = (COLOURS["target"], "white", "") if kept[mode] else ("white", COLOURS["policy"], "//////")
-            square = Rectangle((x - side / 2, y - side / 2), side, side, zorder=2, fc=fc, ec=ec, hatch=hatch)
-            axis.add_patch(square)
-        axis.set(xlim=(low, high), ylim=(low, high), aspect="equal")
+            axis.add_patch(Rectangle((x - side / 2, y - side / 2), side, side, zorder=2, fc=fc, ec=ec, hatch=hatch))
         axis.set_title(title, fontsize=10)
+        axis.set(xlim=(low, high), ylim=(low, high), aspect="equal")
     return figure

@@ -19,15 +19,9 @@ MARKERS = ["o", "s", "^", "D", "v", "P", "X"]
 DASHES = ["-", "--", "-.", ":"]
 
 _STYLE: dict[Any, Any] = {
-    "figure.dpi": 110,
-    "savefig.facecolor": "white",
-    "figure.facecolor": "white",
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.prop_cycle": cycler(color=CYCLE),
-    "figure.constrained_layout.use": True,
-}
+    "figure.dpi": 110, "savefig.facecolor": "white", "figure.facecolor": "white", "figure.constrained_layout.use": True,
+    "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.prop_cycle": cycler(color=CYCLE),
+}  # fmt: skip
 
 
 def panels(n: int = 1, *, rows: int = 1, width: float = 6.4, height: float = 3.4) -> tuple[Figure, list[Axes]]:

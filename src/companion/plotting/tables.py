@@ -14,10 +14,7 @@ from companion.plotting.style import panels
 def grid(
     values: Tensor, *, rows: Sequence[str], columns: Sequence[str], labels: Sequence[Sequence[str]], title: str = ""
 ) -> Figure:
-    """Draw a table of cells shaded by ``values``, ``[rows, columns]`` between 0 and 1, each with a label.
-
-    Raises ``ValueError`` where the names or the labels do not fit the values.
-    """
+    """Draw cells shaded by ``values``, ``[rows, columns]`` from 0 to 1, one label each; ``ValueError`` for misfits."""
     if values.shape != (len(rows), len(columns)) or [len(line) for line in labels] != [len(columns)] * len(rows):
         raise ValueError(
             f"values is {tuple(values.shape)} for {len(rows)} rows and {len(columns)} columns; expected one value and "

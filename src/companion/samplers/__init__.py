@@ -12,19 +12,7 @@ from companion.samplers.tabular import EveryPath, TabularSampler, UniformMixture
 from companion.samplers.tokens import TextStore, TokenSampler, Writing, resampled_prior_texts
 
 __all__ = [
-    "Batch",
-    "ContextNetwork",
-    "DiffusionSampler",
-    "EveryPath",
-    "Exploration",
-    "Fading",
-    "Sampler",
-    "Store",
-    "TabularSampler",
-    "TextStore",
-    "TokenSampler",
-    "UniformMixture",
-    "Writing",
-    "resampled_prior_paths",
+    "Batch", "ContextNetwork", "DiffusionSampler", "EveryPath", "Exploration", "Fading", "Sampler", "Store",
+    "TabularSampler", "TextStore", "TokenSampler", "UniformMixture", "Writing", "resampled_prior_paths",
     "resampled_prior_texts",
-]
+]  # fmt: skip

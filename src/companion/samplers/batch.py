@@ -1,10 +1,8 @@
 """What every sampler gives and every objective takes: a batch of paths, scored; and how a quantity fades over a run.
 
-An objective asks for the same few numbers whatever is sampled: the log-probability of each step under the policy, the
-reference and the behaviour, and the log-reward of the end. A :class:`Batch` holds them, for Gaussian steps, the edges
-of a graph or tokens alike. The behaviour, which is what draws the paths, is a value of the sampler's own type.
-
-Source: the choices of behaviour in Venkatraman et al. (2024) and Sendera et al. (2024).
+An objective asks for the same few numbers whatever is sampled, Gaussian steps, the edges of a graph or tokens: a
+:class:`Batch` holds them. The behaviour, which is what draws the paths, is a value of the sampler's own type. Source:
+the choices of behaviour in Venkatraman et al. (2024) and Sendera et al. (2024).
 """
 
 from dataclasses import dataclass
@@ -70,9 +68,8 @@ class Batch:
     def log_weights(self, *, beta: float = 1.0) -> Tensor:
         """Return e of each path, ``beta log r(x) - sum(log_pi - log_ref)``: ``[batch]``, nats. Keeps gradients.
 
-        Its mean is the ELBO over the policy's own paths, the EUBO over paths of the target.
-
-        Source: claim O3. Derived in chapter ``on-policy-rtb-is-reinforce``.
+        Its mean is the ELBO over the policy's own paths, the EUBO over paths of the target. Source: claim O3. Derived
+        in chapter ``on-policy-rtb-is-reinforce``.
         """
         return beta * self.log_reward - (self.log_pi - self.log_ref).sum(dim=1)
 
@@ -104,14 +101,9 @@ class Sampler(Protocol):
 class Fading:
     """A number that is held, then falls in proportion to what is left of a stretch of iterations, then is zero.
 
-    Attributes:
-        start: its value at first, >= 0.
-        until: iteration up to which it is held.
-        end: iteration from which it is zero; in between it is ``start * (1 - i / end)``.
-
-    Raises ``ValueError`` for a number out of range, or a stretch that ends before it begins.
-
-    Source: the schedule of exploration of Venkatraman et al. (2024). Used in chapter ``twenty-five-modes-to-nine``.
+    It is ``start``, >= 0, up to iteration ``until``, from ``end`` on zero, and in between ``start * (1 - i / end)``.
+    Raises ``ValueError`` for a number out of range, or a stretch that ends before it begins. Source: the schedule of
+    exploration of Venkatraman et al. (2024). Used in chapter ``twenty-five-modes-to-nine``.
     """
 
     start: float
@@ -159,18 +151,16 @@ def weights_of(policy: object, reference: object, stored: list[Tensor]) -> list[
     where policy, reference and store differ in dtype or device.
     """
     modules = (model if isinstance(model, torch.nn.Module) else torch.nn.Module() for model in (policy, reference))
-    weights: list[list[Tensor]] = [list(module.parameters()) for module in modules]
-    ours, theirs = weights
+    ours, theirs = (list[Tensor](module.parameters()) for module in modules)
     if not ours:
         given = f"{type(policy).__name__} without parameters"
         raise ValueError(f"policy is a {given}; expected a torch.nn.Module to train. Wrap it in one.")
     trained = {weight.data_ptr() for weight in ours if weight.requires_grad and weight.numel()}
     shared = sum(weight.data_ptr() in trained for weight in theirs)
     if shared:
-        raise ValueError(
-            f"policy and reference share {shared} tensor(s) that are trained; expected none: the reference would move "
-            "with the policy. Pass a copy: copy.deepcopy(reference).requires_grad_(True)."
-        )
+        expected = "expected none: the reference would move with the policy"
+        mend = "Pass a copy: copy.deepcopy(reference).requires_grad_(True)."
+        raise ValueError(f"policy and reference share {shared} tensor(s) that are trained; {expected}. {mend}")
     parts = {"policy": ours, "reference": theirs, "store": stored}
     kinds = {name: (part[0].dtype, part[0].device) for name, part in parts.items() if part}
     if len(set(kinds.values())) > 1:

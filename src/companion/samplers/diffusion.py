@@ -3,9 +3,7 @@
 A process starts at s_0 = 0 and takes T steps of dt = 1/T, s' = s + dt u(s, t) + sqrt(sigma^2 dt) noise. The drift u is
 the policy: any function of states and time. A path's log-probability is a sum of Gaussian log-densities, one per step,
 under the drift that drew it or any other. Exploration adds variance to the steps that are *drawn*; the sampler that is
-trained keeps its own.
-
-Source: the setting of Venkatraman et al. (2024) and Zhang and Chen (2022).
+trained keeps its own. Source: the setting of Venkatraman et al. (2024) and Zhang and Chen (2022).
 """
 
 import math
@@ -29,18 +27,16 @@ from companion.validation import (
 
 #: A drift: states ``[..., dim]`` and times ``[...]`` or 0-d, to ``[..., dim]``.
 Drift = Callable[[Tensor, Tensor], Tensor]
+#: log r of the last states, ``[batch, dim]`` to ``[batch]``.
+LogReward = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Process:
     """What all samplers of one family share: the number of steps, the noise, the dimension.
 
-    Attributes:
-        steps: T, at least 1.
-        variance: sigma^2, the variance of the noise per unit of time, > 0.
-        dim: dimension of the state, at least 1.
-
-    Raises ``ValueError`` for numbers out of range.
+    ``steps`` is T, at least 1; ``variance`` is sigma^2, that of the noise per unit of time, > 0; ``dim`` is that of the
+    state, at least 1. Raises ``ValueError`` for numbers out of range.
     """
 
     steps: int = 100
@@ -73,9 +69,8 @@ def rollout(
     """Draw ``n`` paths from s_0 = 0 under a drift, without gradients: ``[n, steps + 1, dim]``, where the generator is.
 
     ``extra_std`` is the standard deviation of exploration noise added to each step, per step, not per unit of time.
-    Raises ``ValueError`` for a drift of the wrong shape, a drift that is not finite, or a number out of range.
-
-    Source: Euler-Maruyama; exploration as in Sendera et al. (2024). Used in chapter ``twenty-five-modes-to-nine``.
+    Raises ``ValueError`` for a drift of the wrong shape, a drift that is not finite, or a number out of range. Source:
+    Euler-Maruyama; exploration as in Sendera et al. (2024). Used in chapter ``twenty-five-modes-to-nine``.
     """
     with torch.no_grad():
         return traced_rollout(process, drift, n, generator, extra_std=extra_std, dtype=dtype)[0]
@@ -94,9 +89,8 @@ def traced_rollout(
 
     Returns the states, ``[n, steps + 1, dim]``, and the drift at all states but the last, ``[n, steps, dim]``, for
     :func:`step_log_prob`, so that no state is computed twice. Each step is taken from a constant state: gradients flow
-    through the drift at that state only, which is what the log-probability of a given path needs.
-
-    Source: Euler-Maruyama. Used in chapter ``twenty-five-modes-to-nine``.
+    through the drift at that state only, which is what the log-probability of a given path needs. Source:
+    Euler-Maruyama. Used in chapter ``twenty-five-modes-to-nine``.
     """
     check_positive_integers(n=n)
     check_generator(generator)
@@ -121,9 +115,7 @@ def log_prob(process: Process, drift: Drift, states: Tensor, *, extra_std: float
 
     ``states`` is ``[n, steps + 1, dim]``; the drift is called once, on all of them but the last. ``extra_std`` is as in
     :func:`rollout`, where the paths' own law is wanted. Raises ``ValueError`` for states or a drift of the wrong shape,
-    or a number out of range.
-
-    Source: the Gaussian density. Used in chapter ``twenty-five-modes-to-nine``.
+    or a number out of range. Source: the Gaussian density. Used in chapter ``twenty-five-modes-to-nine``.
     """
     _check_states(process, states)
     move = ask("The drift", drift, states[:, :-1], process.times(states), like=states[:, :-1])
@@ -135,9 +127,8 @@ def step_log_prob(process: Process, states: Tensor, moves: Tensor, *, extra_std:
     """Return the log-density of each step of given paths, ``[n, steps]``, where the drifts are known already.
 
     ``states`` is ``[n, steps + 1, dim]`` and ``moves``, which keeps its gradients, ``[n, steps, dim]``, as
-    :func:`traced_rollout` returns them. Raises ``ValueError`` for other shapes, or a negative ``extra_std``.
-
-    Source: the Gaussian density. Used in chapter ``twenty-five-modes-to-nine``.
+    :func:`traced_rollout` returns them. Raises ``ValueError`` for other shapes, or a negative ``extra_std``. Source:
+    the Gaussian density. Used in chapter ``twenty-five-modes-to-nine``.
     """
     _check_states(process, states)
     check_answer("The drift", moves, states[:, 1:])
@@ -149,7 +140,7 @@ def step_log_prob(process: Process, states: Tensor, moves: Tensor, *, extra_std:
 
 @dataclass(frozen=True, eq=False)
 class Store:
-    """Paths kept to be drawn again: ``states`` ``[paths, steps + 1, dim]``, and their score under the reference.
+    """Paths kept to be drawn again, and their score under the reference.
 
     Attributes:
         states: ``[paths, steps + 1, dim]``.
@@ -169,10 +160,8 @@ class Store:
     def __post_init__(self) -> None:
         states = self.states
         if not isinstance(states, Tensor) or states.ndim != 3 or 0 in states.shape or not states.is_floating_point():
-            raise ValueError(
-                f"states of the store is {_kind(states)}; expected floats, [paths, steps + 1, dim], one path or more. "
-                "Make it with resampled_prior_paths."
-            )
+            expected = "expected floats, [paths, steps + 1, dim], one path or more. Make it with resampled_prior_paths."
+            raise ValueError(f"states of the store is {_kind(states)}; {expected}")
         one_each = states[:, 0, 0]
         likes = {"states": states, "log_ref": states[:, 1:, 0], "log_reward": one_each, "weights": one_each}
         for name, like in likes.items():
@@ -186,14 +175,10 @@ class Store:
 class Exploration:
     """The behaviour of a :class:`DiffusionSampler`: fresh paths with more noise, and paths from its store.
 
-    Attributes:
-        noise: standard deviation added to each fresh step, per step, >= 0; a number, or one that fades.
-        replayed: share of each batch that comes from the store.
-        replay_until: iteration from which nothing is replayed; None replays to the end.
-
-    Raises ``ValueError`` for a number out of range, or an end of what never begins.
-
-    Source: Sendera et al. (2024) for the noise. Used in chapter ``twenty-five-modes-to-nine``.
+    ``noise`` is the standard deviation added to each fresh step, per step, >= 0, a number, or one that fades;
+    ``replayed`` is the share of each batch that comes from the store, and ``replay_until`` the iteration from which
+    nothing is replayed; None replays to the end. Raises ``ValueError`` for a number out of range, or an end of what
+    never begins. Source: Sendera et al. (2024) for the noise. Used in chapter ``twenty-five-modes-to-nine``.
     """
 
     noise: float | Fading = 0.0
@@ -221,18 +206,11 @@ class DiffusionSampler:
 
     Raises ``ValueError`` for a drift or a store of another process, and for what is no function where one is due. What
     the functions return is checked wherever they are called: shape, dtype and device, and that states are left alone.
-
     Source: Venkatraman et al. (2024). Used in chapter ``twenty-five-modes-to-nine``.
     """
 
     def __init__(
-        self,
-        process: Process,
-        policy: Drift,
-        reference: Drift,
-        log_reward: Callable[[Tensor], Tensor],
-        *,
-        store: Store | None = None,
+        self, process: Process, policy: Drift, reference: Drift, log_reward: LogReward, *, store: Store | None = None
     ) -> None:
         check_kind("process", process, Process)
         for name, value in (("policy", policy), ("reference", reference), ("log_reward", log_reward)):
@@ -259,8 +237,7 @@ class DiffusionSampler:
     ) -> Batch:
         """Draw ``n`` paths, ``round(share * n)`` of them from the store, where any are replayed, the rest fresh.
 
-        Raises ``ValueError`` for a behaviour of another sampler, a share of a store that is not there, or a log-reward
-        that is not finite.
+        Raises ``ValueError`` for another sampler's behaviour, a share of no store, or a log-reward that is not finite.
         """
         check_positive_integers(n=n)
         check_generator(generator)
@@ -294,10 +271,8 @@ class DiffusionSampler:
         found, kept = log_prob(self.process, self.reference, store.states[:4]), store.log_ref[:4]
         if not torch.allclose(found, kept, rtol=1e-2, atol=1e-2):  # far beyond rounding, far within another variance
             gap = (found - kept).abs().max().item()
-            raise ValueError(
-                f"log_ref of the store is {gap:.3g} nats from that of its paths under this reference and process; "
-                "expected the same. Draw the store from them, with resampled_prior_paths."
-            )
+            given = f"log_ref of the store is {gap:.3g} nats from that of its paths under this reference and process"
+            raise ValueError(f"{given}; expected the same. Draw the store from them, with resampled_prior_paths.")
 
     def _fresh(self, n: int, generator: torch.Generator, noise: float) -> Batch:
         dtype = self.parameters()[0].dtype
@@ -322,7 +297,7 @@ class DiffusionSampler:
 def resampled_prior_paths(
     process: Process,
     reference: Drift,
-    log_reward: Callable[[Tensor], Tensor],
+    log_reward: LogReward,
     n: int,
     generator: torch.Generator,
     *,
@@ -332,10 +307,8 @@ def resampled_prior_paths(
     """Draw ``n`` paths of the reference, to be replayed in proportion to r(x)^beta: nearly paths of the target.
 
     As ``n`` grows the law of a replayed path tends to p*(tau). The paths need no policy, so they can be drawn before
-    training begins. Raises ``ValueError`` as :func:`rollout` does, and for ``beta <= 0``.
-
-    Source: importance resampling; its use here is off-policy, which claim O6 allows. Used in chapter
-    ``twenty-five-modes-to-nine``.
+    training begins. Raises ``ValueError`` as :func:`rollout` does, and for ``beta <= 0``. Source: importance
+    resampling; its use here is off-policy, which claim O6 allows. Used in chapter ``twenty-five-modes-to-nine``.
     """
     check_number("beta", beta, above=0)
     with torch.no_grad():
@@ -343,8 +316,7 @@ def resampled_prior_paths(
         log_r = ask("log_reward", log_reward, states[:, -1], like=states[:, -1, 0])
         weights = torch.softmax(beta * log_r, dim=0)  # -inf, no reward, is weight 0
         check_finite("the weights of the paths", weights, "Mend the log-reward: no NaN, no +inf, not all of it -inf.")
-        # A path that will hardly ever be drawn need not be kept.
-        kept = weights > 1e-3 / n
+        kept = weights > 1e-3 / n  # a path that will hardly ever be drawn need not be kept
         states = states[kept].contiguous()
         return Store(states, log_prob(process, reference, states), log_r[kept], weights[kept])
 
@@ -388,10 +360,8 @@ def ask(name: str, function: Callable[..., Tensor], states: Tensor, *times: Tens
 def check_answer(name: str, answer: Tensor, like: Tensor) -> None:
     """Refuse what is no tensor of the shape, dtype and device of ``like``. Raises ``ValueError``."""
     if _kind(answer) != _kind(like):
-        raise ValueError(
-            f"{name} is {_kind(answer)}; expected {_kind(like)}, as the states. Give one number for each path, of a "
-            "drift one for each entry of each state, with torch's functions, in their dtype and on their device."
-        )
+        mend = "Give one number for each path, of a drift one for each entry of each state, by torch's functions."
+        raise ValueError(f"{name} is {_kind(answer)}; expected {_kind(like)}, as the states. {mend}")
 
 
 def _kind(value: object) -> str:

@@ -1,7 +1,6 @@
 """Drifts in closed form: the one that ends in a mixture of Gaussians, and classifier guidance.
 
-A mixture has its drift in closed form, so that a prior needs no training, and its posterior a drift to compare with.
-Guidance pushes any prior's drift along the gradient of the reward, and trains nothing.
+By the first a prior needs no training, and its posterior has a drift to compare with; guidance trains nothing.
 """
 
 from collections.abc import Callable
@@ -19,14 +18,9 @@ from companion.validation import check_number
 class MixtureDrift:
     """The drift that takes Brownian motion of the process's variance from 0 at time 0 to a mixture at time 1.
 
-    It is E[(s_1 - s_t) / (1 - t) | s_t], in closed form for Gaussians (the Doob transform, or Foellmer drift). With
-    finitely many steps the samples follow the mixture only nearly; the discretised process is then the reference.
-
-    Attributes:
-        process: steps and noise.
-        mixture: the law of s_1.
-
-    Source: Foellmer's drift, as in Zhang and Chen (2022). Used in chapter ``twenty-five-modes-to-nine``.
+    It is E[(s_1 - s_t) / (1 - t) | s_t], in closed form for Gaussians (the Doob transform, or Foellmer drift), with
+    ``mixture`` the law of s_1. With finitely many steps the samples follow it only nearly; the discretised process is
+    then the reference. Source: Foellmer, as in Zhang and Chen (2022). Used in chapter ``twenty-five-modes-to-nine``.
     """
 
     process: Process
@@ -61,14 +55,9 @@ class GuidedDrift:
     It adds ``strength sigma^2 k/(k + 1) grad log r(s_k)`` at step k. Nothing is trained, and the samples do not follow
     p*: log r(s_k) stands where the logarithm of the expected reward of the *end* would have to stand.
 
-    Attributes:
-        process: steps and noise.
-        drift: the prior's.
-        log_reward: log r, ``[n, dim]`` to ``[n]``, differentiable; a gradient that is not finite counts as zero.
-        strength: factor on the gradient, >= 0.
-
-    Source: Dhariwal and Nichol (2021), in the form that Venkatraman et al. (2024) compare with. Used in
-    chapter ``twenty-five-modes-to-nine``.
+    ``drift`` is the prior's; ``log_reward`` is log r, ``[n, dim]`` to ``[n]``, differentiable, where a gradient that is
+    not finite counts as zero; ``strength`` is the factor on the gradient, >= 0. Source: Dhariwal and Nichol (2021), in
+    the form that Venkatraman et al. (2024) compare with. Used in chapter ``twenty-five-modes-to-nine``.
     """
 
     process: Process

@@ -1,7 +1,4 @@
-"""The network of the illustrative example: features of time and state, summed, through two hidden layers.
-
-On whole paths its passes run in blocks that stay in the cache: :mod:`companion.samplers.tape`.
-"""
+"""The network of the illustrative example, whose passes on whole paths are those of :mod:`companion.samplers.tape`."""
 
 import math
 from functools import partial
@@ -22,15 +19,9 @@ class DriftNetwork(torch.nn.Module):
     """A drift to be trained: features of time and state, summed, through two hidden layers.
 
     Time enters as sines and cosines at ``width`` frequencies from 0.1 to 100, with learned phases, through two layers;
-    it is computed once for each time, not for each state.
-
-    Args:
-        process: the process that the drift is for.
-        generator: the source of the initial weights; nothing is drawn from global state.
-        width: number of hidden units and of frequencies.
-
-    Source: the network of Zhang and Chen (2022), as Venkatraman et al. (2024) use it. Used in chapter
-    ``twenty-five-modes-to-nine``.
+    it is computed once for each time, not for each state. ``width`` is also the number of hidden units; ``generator``
+    is the source of the initial weights: nothing is drawn from global state. Source: the network of Zhang and Chen
+    (2022), as Venkatraman et al. (2024) use it. Used in chapter ``twenty-five-modes-to-nine``.
     """
 
     #: Of the sines and cosines of time, ``[width]``.
@@ -46,9 +37,8 @@ class DriftNetwork(torch.nn.Module):
         self.phases = torch.nn.Parameter(torch.randn(width, generator=generator))
         self.time = torch.nn.Sequential(layer(2 * width, width), torch.nn.GELU(), layer(width, width))
         self.state = layer(process.dim, width)
-        self.joint = torch.nn.Sequential(
-            torch.nn.GELU(), layer(width, width), torch.nn.GELU(), layer(width, width), torch.nn.GELU()
-        )
+        gelu = torch.nn.GELU
+        self.joint = torch.nn.Sequential(gelu(), layer(width, width), gelu(), layer(width, width), gelu())
         self.last = layer(width, process.dim)
         self._pool: list[Tensor] = []
         for module in self.modules():
@@ -61,8 +51,8 @@ class DriftNetwork(torch.nn.Module):
     def load(cls, process: Process, path: Path | str) -> "DriftNetwork":
         """Return the network whose weights an npz file holds, one array for each name of its state dictionary.
 
-        It is of the dtype of the file, float32 or float64, so that no digit is lost.
-        Raises ``ValueError`` where the file cannot be read, holds other weights, or some that are not finite.
+        It is of the dtype of the file, float32 or float64, so that no digit is lost. Raises ``ValueError`` where the
+        file cannot be read, holds other weights, or some that are not finite.
         """
         arrays = read_arrays(path)
         phases = arrays.get("phases", np.empty(0))
@@ -70,14 +60,11 @@ class DriftNetwork(torch.nn.Module):
         network.to(torch.float64 if phases.dtype == np.float64 else torch.float32)
         expected = {name: (tuple(value.shape), str(value.dtype)) for name, value in network.state_dict().items()}
         given = {name: (array.shape, f"torch.{array.dtype}") for name, array in arrays.items()}
-        other = [
-            f"{n} {given.get(n)}, not {expected.get(n)}" for n in expected | given if given.get(n) != expected.get(n)
-        ]
-        if other:
-            raise ValueError(
-                f"{path} holds other weights: {'; '.join(other)}; expected those of a DriftNetwork. Pass the file of "
-                "one, and the process that it was trained for."
-            )
+        names = [name for name in expected | given if given.get(name) != expected.get(name)]
+        if names:
+            other = "; ".join(f"{name} {given.get(name)}, not {expected.get(name)}" for name in names)
+            mend = "Pass the file of one, and the process that it was trained for."
+            raise ValueError(f"{path} holds other weights: {other}; expected those of a DriftNetwork. {mend}")
         weights = {name: torch.from_numpy(array) for name, array in arrays.items()}
         for name, value in weights.items():
             check_finite(f"{path}: {name}", value, "Train the network again, or restore the file.")

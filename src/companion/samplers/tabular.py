@@ -8,7 +8,7 @@ make it one under the policy. Chapter ``enumerable-ground-truth`` trains everyth
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from companion.mdp import Paths, Problem, enumerate_paths, log_softmax
 from companion.plain import storable
@@ -19,10 +19,7 @@ from companion.validation import check_generator, check_positive_integers
 @storable
 @dataclass(frozen=True)
 class UniformMixture:
-    """A behaviour: at each step, with some probability, a uniform action in place of the policy's.
-
-    Attributes:
-        epsilon: the probability; a number, or one that fades.
+    """A behaviour: at each step, with probability ``epsilon``, which may fade, a uniform action, not the policy's.
 
     Raises ``ValueError`` for an epsilon outside [0, 1].
     """
@@ -42,23 +39,17 @@ class EveryPath:
 class TabularSampler:
     """A policy with one logit for each edge of an enumerable problem.
 
-    Args:
-        problem: a tree or graph with finite rewards.
-        logits: ``[edges]``, to be trained; the policy is their softmax over the edges that leave a state. By default
-            those of the reference.
-
-    Raises ``ValueError`` for logits of another shape, or that require no gradient.
-
-    Source: the problems of :mod:`companion.mdp`. Used in chapter ``enumerable-ground-truth``.
+    ``problem`` is a tree or graph with finite rewards; ``logits``, ``[edges]``, those of the reference by default, are
+    to be trained: the policy is their softmax over the edges that leave a state. Raises ``ValueError`` for logits of
+    another shape, or without a gradient. Source: :mod:`companion.mdp`. Used in chapter ``enumerable-ground-truth``.
     """
 
     def __init__(self, problem: Problem, logits: Tensor | None = None) -> None:
         logits = problem.log_ref.clone().requires_grad_() if logits is None else logits
         if logits.shape != problem.log_ref.shape or not logits.requires_grad:
-            raise ValueError(
-                f"logits is {tuple(logits.shape)}; expected {tuple(problem.log_ref.shape)}, one for each edge, that "
-                "requires a gradient. Pass problem.log_ref.clone().requires_grad_()."
-            )
+            expected = f"{tuple(problem.log_ref.shape)}, one for each edge, that requires a gradient"
+            mend = "Pass problem.log_ref.clone().requires_grad_()."
+            raise ValueError(f"logits is {tuple(logits.shape)}; expected {expected}. {mend}")
         self.problem, self.logits, self.paths = problem, logits, enumerate_paths(problem)
 
     def parameters(self) -> list[Tensor]:
@@ -78,16 +69,11 @@ class TabularSampler:
         return self.paths.log_prob(self.log_policy().detach())
 
     def draw(
-        self,
-        n: int,
-        generator: torch.Generator,
-        behaviour: UniformMixture | EveryPath | None = None,
-        iteration: int = 0,
+        self, n: int, generator: Generator, behaviour: UniformMixture | EveryPath | None = None, iteration: int = 0
     ) -> Batch:
         """Draw ``n`` paths, or list every one.
 
-        Raises ``ValueError`` for a behaviour of another sampler, or an ``n`` other than the number of paths where every
-        path is asked for.
+        Raises ``ValueError`` for another sampler's behaviour, or, for every path, an ``n`` other than their number.
         """
         check_positive_integers(n=n)
         check_generator(generator)
@@ -98,9 +84,8 @@ class TabularSampler:
         epsilon, policy = at(behaviour.epsilon, iteration), self.log_policy().detach().exp()
         uniform = 1 / self.problem.out_degree[self.problem.source].to(policy)
         mixed = ((1 - epsilon) * policy + epsilon * uniform).log()
-        law = self.paths.log_prob(mixed)
-        index = torch.multinomial(law.exp(), n, replacement=True, generator=generator)
-        drawn = self.paths.select(index)
+        law = self.paths.log_prob(mixed).exp()
+        drawn = self.paths.select(torch.multinomial(law, n, replacement=True, generator=generator))
         return self._scored(drawn, drawn.per_step(mixed))
 
     def log_weights(self, paths: Paths, *, beta: float = 1.0) -> Tensor:
@@ -115,13 +100,7 @@ class TabularSampler:
         return self._scored(self.paths, torch.where(self.paths.edges >= 0, law / steps, 0.0))
 
     def _scored(self, paths: Paths, log_behaviour: Tensor | None) -> Batch:
-        rewards = paths.per_step(self.problem.rewards)
-        return Batch(
-            paths.per_step(self.log_policy()),
-            paths.per_step(self.problem.log_ref),
-            rewards.sum(dim=1),
-            log_behaviour,
-            rewards,
-            steps=(paths.edges >= 0).sum(dim=1),
-            states=paths.states,
-        )
+        by_edge = (self.log_policy(), self.problem.log_ref, self.problem.rewards)
+        log_pi, log_ref, rewards = (paths.per_step(values) for values in by_edge)
+        steps = (paths.edges >= 0).sum(dim=1)
+        return Batch(log_pi, log_ref, rewards.sum(dim=1), log_behaviour, rewards, steps, states=paths.states)

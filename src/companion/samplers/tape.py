@@ -1,10 +1,9 @@
 """How the network of the illustrative example is made fast: one pass in blocks that stay in the cache.
 
-A path of a hundred steps evaluates the network at a hundred states, and its gradient again at all of them. Whole
-batches of paths make arrays that no cache holds; single steps make calls too short to be worth their overhead. So the
-part of the network that runs on every state is written here once, forward and backward, over blocks of steps. A rollout
-fills the blocks step by step and the backward pass reads them, so that no state is evaluated twice. The page on speed
-measures it.
+A path evaluates the network, and its gradient, at every state. Whole batches of paths make arrays that no cache holds;
+single steps make calls too short to be worth their overhead. So what runs on every state is written here once, forward
+and backward, over blocks of steps. A rollout fills the blocks step by step and the backward pass reads them, so that no
+state is evaluated twice. The page on speed measures it.
 """
 
 from collections.abc import Sequence
@@ -50,14 +49,13 @@ class Tape:
         self.out_rows, self.first_rows = self.out.unbind(), self.first.unbind()
 
     def step(self, k: int, state: Tensor) -> Tensor:
-        """Fill step ``k`` at ``state``, ``[n, dim]``, and return the drift there, ``[n, dim]``, a constant.
+        """Fill the next step, ``k``, at ``state``, ``[n, dim]``, and return the drift there, ``[n, dim]``, a constant.
 
-        Raises ``ValueError`` for any but the next step.
+        Raises ``ValueError`` for any other step.
         """
         if k != len(self.visited):
             raise ValueError(f"k is {k}; expected {len(self.visited)}, the next step. Take the steps in their order.")
-        row = k if self.keep else 0
-        before, after = self.pairs[row]
+        before, after = self.pairs[k if self.keep else 0]
         self.visited.append(state)
         out = self.out_rows[k]
         torch.addmm(self.first_rows[k], state, self.transposed[0], out=before[0])
@@ -111,10 +109,7 @@ class Tape:
 
     @torch.no_grad()
     def gradients(self, grad: Tensor) -> list[Tensor]:
-        """Return the gradients of all inputs, given that of the drifts, ``[steps, n, dim]``.
-
-        Raises ``RuntimeError`` the second time.
-        """
+        """Return the inputs' gradients, given the drifts', ``[steps, n, dim]``: once, or it raises ``RuntimeError``."""
         if self.spent:
             raise RuntimeError("The gradient of these drifts was taken already; expected once. Draw the paths anew.")
         first, *rest = (torch.zeros_like(tensor) for tensor in self.inputs)

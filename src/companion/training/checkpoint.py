@@ -1,7 +1,6 @@
 """Checkpoints: all that a run is made of, in one file of arrays without pickles, whole or not there at all.
 
-A checkpoint names the run that it belongs to: its settings, its weights and its generator as they were at the start. It
-is refused for any other run, and so is a file that is not as it was written.
+A checkpoint names its run, by settings, weights and generator at the start: for any other, or changed, it is refused.
 """
 
 import contextlib
@@ -58,17 +57,15 @@ class Run:
 
     def state(self) -> dict[str, str]:
         """Return a digest of each part that changes as it trains."""
-        groups = enumerate(self.optimiser.param_groups)
-        parts = {f"weights of group {j} at the start": digest(group["params"]) for j, group in groups}
-        generator = digest([self.generator.get_state()])
-        return parts | {"buffers at the start": digest(self.buffers), "generator at the start": generator}
+        parts = {f"weights of group {j}": group["params"] for j, group in enumerate(self.optimiser.param_groups)}
+        parts |= {"buffers": self.buffers, "generator": [self.generator.get_state()]}
+        return {f"{name} at the start": digest(tensors) for name, tensors in parts.items()}
 
 
 def begin(path: Path | str, run: Run) -> int:
     """Take up a checkpoint where there is one, and return the number of steps done.
 
-    Raises ``ValueError`` for a path that cannot be written to, a file that is damaged or no checkpoint, and for the
-    checkpoint of another run.
+    Raises ``ValueError`` for a path that cannot be written to, a damaged file, and the checkpoint of another run.
     """
     path = Path(path)
     if path.is_dir() or not path.parent.is_dir():
@@ -110,8 +107,7 @@ def _load(path: Path, run: Run) -> int:
     for name, value in _those(arrays, "optimiser").items():
         number, what = name.split("/")
         state[int(number)][what] = torch.from_numpy(value)
-    groups = run.optimiser.state_dict()["param_groups"]
-    run.optimiser.load_state_dict({"state": state, "param_groups": groups})
+    run.optimiser.load_state_dict({"state": state, "param_groups": run.optimiser.state_dict()["param_groups"]})
     run.generator.set_state(torch.from_numpy(arrays["generator/0"]))
     _set_around(run, [torch.from_numpy(value) for value in _those(arrays, "around").values()])
     run.history = History(_those(arrays, "steps"), _those(arrays, "evaluations"), **about["ended"])
@@ -127,10 +123,8 @@ def _read(path: Path) -> dict[str, NDArray[Any]]:
         arrays: dict[str, NDArray[Any]] = dict(file)
         if str(arrays.pop("digest")) == digest_of_arrays(arrays):
             return arrays
-    raise ValueError(
-        f"{path} is damaged, or no checkpoint; expected a file as fine_tune or optimise wrote it. Remove it, to begin "
-        "the run anew, or pass another path."
-    )
+    mend = "Remove it, to begin the run anew, or pass another path."
+    raise ValueError(f"{path} is damaged, or no checkpoint; expected what fine_tune or optimise wrote. {mend}")
 
 
 def _check_same(path: Path, now: Mapping[str, str], then: Mapping[str, str], left: Mapping[str, str]) -> None:
@@ -138,10 +132,8 @@ def _check_same(path: Path, now: Mapping[str, str], then: Mapping[str, str], lef
     names = [name for name in {**then, **now} if now.get(name) not in (then.get(name), left.get(name, then.get(name)))]
     if names:
         differ = "; ".join(f"its {name}: {then.get(name, 'none')}, here: {now.get(name, 'none')}" for name in names)
-        raise ValueError(
-            f"{path} is the checkpoint of another run ({differ}); expected the same. Remove the file, or pass another "
-            "path; to go on with that run, make its sampler and generator as they were at the start."
-        )
+        mend = "Remove the file, or pass another; to go on, make its sampler and generator as they were at the start."
+        raise ValueError(f"{path} is the checkpoint of another run ({differ}); expected the same. {mend}")
 
 
 def _those(arrays: Mapping[str, NDArray[Any]], part: str) -> dict[str, NDArray[Any]]:

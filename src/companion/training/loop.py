@@ -47,25 +47,23 @@ def fine_tune(
         behaviour: what draws the paths, of the sampler's own type; None for the policy's own paths.
         evaluate: called before the first step, every ``evaluate_every`` steps and at the end; returns measures by name.
             It must draw from a generator of its own.
-        evaluate_every: steps from one evaluation to the next.
         checkpoint: a file from which an interrupted run goes on, and which is written, whole or not at all, every
             ``checkpoint_every`` steps and at the end. It holds arrays only, no pickles. To go on, make sampler,
             objective and generator as they were at the start of the run; those that the checkpoint left will do too.
             It keeps buffers of modules, and, where a run draws from torch's global generators, as dropout does,
             their states; to seed them before the run is up to you.
-        checkpoint_every: steps from one checkpoint to the next.
+        evaluate_every, checkpoint_every: steps from one to the next.
         stop_after: a number of steps after which to stop, the schedule being that of the whole run: the start of a
             run, to be looked at or to be gone on with. Nothing is evaluated there that the whole run would not.
         label: what else defines the run, above all the reward: of a function a checkpoint knows only the name.
         progress: whether to show a progress bar.
 
-    Raises:
-        ValueError: for bad values, samplers, objectives, batches or measures; a loss that does not depend on the
-            policy; a behaviour of another sampler; a checkpoint that is damaged, or of another run.
-
+    Raises ``ValueError`` for bad values, samplers, objectives, batches or measures; a loss that does not depend on the
+    policy; a behaviour of another sampler; a checkpoint that is damaged, or of another run.
     Source: Venkatraman et al. (2024). Used in chapter ``twenty-five-modes-to-nine``.
     """
-    _check_kind("schedule", schedule, Schedule)
+    if not isinstance(schedule, Schedule):
+        raise ValueError(f"schedule is {schedule!r}; expected a Schedule. Pass companion.training.Schedule(...).")
     _check_methods("sampler", sampler, ("parameters", "draw"), "companion.samplers.DiffusionSampler")
     _check_methods("objective", objective, ("parameters", "loss"), "companion.objectives.RTB")
     trained = list(sampler.parameters())
@@ -128,20 +126,13 @@ def optimise(
         iterations: number of steps.
         generator: the source of every draw in ``loss_of``; a checkpoint keeps its state.
         rate_at: factor on the rates at an iteration.
-        evaluate: as in :func:`fine_tune`.
-        evaluate_every: as in :func:`fine_tune`.
-        checkpoint: as in :func:`fine_tune`.
-        checkpoint_every: as in :func:`fine_tune`.
-        stop_after: as in :func:`fine_tune`.
+        evaluate, evaluate_every, checkpoint, checkpoint_every, stop_after, progress: as in :func:`fine_tune`.
         label: what the run is, as one text or as several by name; a checkpoint with another is refused.
         modules: networks whose buffers, such as the statistics of a batch norm, a checkpoint should keep.
-        progress: as in :func:`fine_tune`.
 
-    Raises:
-        ValueError: for a bad number, no generator, a loss that is no scalar or does not depend on what is trained,
-            measures without a name or under a taken one, and a checkpoint that is damaged, or of another run.
-
-    Source: Adam is torch's. Used in chapter ``twenty-five-modes-to-nine``.
+    Raises ``ValueError`` for a bad number, no generator, a loss that is no scalar or does not depend on what is
+    trained, measures without a name or under a taken one, and a checkpoint that is damaged, or of another run. Source:
+    Adam is torch's. Used in chapter ``twenty-five-modes-to-nine``.
     """
     check_positive_integers(iterations=iterations, evaluate_every=evaluate_every, checkpoint_every=checkpoint_every)
     check_generator(generator)
@@ -193,19 +184,12 @@ def _modules(value: object, seen: set[int]) -> Iterator[torch.nn.Module]:
             yield from _modules(part, seen)
 
 
-def _check_kind(name: str, value: object, kind: type) -> None:
-    if not isinstance(value, kind):
-        raise ValueError(
-            f"{name} is {value!r}; expected a {kind.__name__}. Pass companion.training.{kind.__name__}(...)."
-        )
-
-
 def _check_methods(name: str, value: object, methods: Sequence[str], example: str) -> None:
     missing = [method for method in methods if not callable(getattr(value, method, None))]
     if missing or isinstance(value, type):
+        lack, wanted = " and no ".join(missing) or "fields, being a class", f"an object with {' and '.join(methods)}"
         raise ValueError(
-            f"{name} is {value!r}, which has no {' and no '.join(missing) or 'fields, being a class'}; expected an "
-            f"object with {' and '.join(methods)}. Make one, such as {example}(...)."
+            f"{name} is {value!r}, which has no {lack}; expected {wanted}. Make one, such as {example}(...)."
         )
 
 
@@ -215,18 +199,14 @@ def _check_trained(name: str, tensors: Sequence[Tensor], *, at_least: int = 0) -
     if len(tensors) < at_least or frozen or others:
         raise ValueError(
             f"The {name} has {len(tensors)} tensors to train, {frozen} of them frozen, {others} of them no tensors; "
-            f"expected {at_least} or more, none frozen. Call requires_grad_(True) on what is trained, or leave out of "
-            "parameters() what is not."
+            f"expected {at_least} or more, none frozen. Call requires_grad_(True) on them, or leave them out."
         )
 
 
 def _check_batch(batch: Batch, n: int) -> None:
     if not isinstance(batch, Batch) or not batch.log_pi.requires_grad:
         what = "a log_pi without a gradient" if isinstance(batch, Batch) else f"a {type(batch).__name__}"
-        raise ValueError(
-            f"The sampler drew {what}; expected a Batch that can train it. Detach neither log_pi nor what the policy "
-            "returns."
-        )
+        raise ValueError(f"The sampler drew {what}; expected a Batch that can train it. Detach nothing on the way.")
     if len(batch.log_pi) != n:
         raise ValueError(f"The sampler drew {len(batch.log_pi)} paths; expected {n}, as asked for. Draw as many.")
 
@@ -259,9 +239,8 @@ def _step(run: Run, i: int, loss_of: LossOf, factor: float) -> None:
         if i == 0:
             _check_depends(run.optimiser)
         check_finite("the loss", loss, "Lower the rate, or clip the residual.")
-        for tensor in run.tensors:
-            if tensor.grad is not None:
-                check_finite("the gradient of the loss", tensor.grad, "Lower the rate, or clip the residual.")
+        for gradient in (tensor.grad for tensor in run.tensors if tensor.grad is not None):
+            check_finite("the gradient of the loss", gradient, "Lower the rate, or clip the residual.")
     except NotFiniteError as error:
         if i == 0:
             raise  # nothing was trained yet: the input is at fault
@@ -275,17 +254,14 @@ def _step(run: Run, i: int, loss_of: LossOf, factor: float) -> None:
 def _checked(answer: tuple[Tensor, Mapping[str, float]], i: int) -> tuple[Tensor, dict[str, float]]:
     """Refuse what is not a loss to descend, and a row for the history."""
     if not isinstance(answer, tuple) or len(answer) != 2:
-        raise ValueError(
-            f"loss_of({i}) is a {type(answer).__name__}; expected a loss and a mapping. Return (loss, {{}})."
-        )
+        given = type(answer).__name__
+        raise ValueError(f"loss_of({i}) is a {given}; expected a loss and a mapping. Return (loss, {{}}).")
     loss, row = answer
     if not isinstance(loss, Tensor) or loss.ndim or not loss.requires_grad:
         shape = f"of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else "no tensor"
         given = f"a {type(loss).__name__}, {shape}, requires_grad={getattr(loss, 'requires_grad', False)}"
-        raise ValueError(
-            f"The loss of iteration {i} is {given}; expected a 0-d tensor with a gradient. Take the mean over the "
-            "batch, and detach nothing that is trained."
-        )
+        mend = "Take the mean over the batch, and detach nothing that is trained."
+        raise ValueError(f"The loss of iteration {i} is {given}; expected a 0-d tensor with a gradient. {mend}")
     return loss, _row(f"the row of iteration {i}", row, {"loss", "seconds"})
 
 
@@ -304,10 +280,8 @@ def _row(name: str, row: Mapping[str, float], taken: set[str]) -> dict[str, floa
     """Refuse what is no mapping of names to numbers, and names that the loop has taken."""
     if not isinstance(row, Mapping) or taken & set(row):
         given = f"{type(row).__name__} {sorted(row)}" if isinstance(row, Mapping) else f"a {type(row).__name__}"
-        raise ValueError(
-            f"{name} is {given}; expected a mapping of names, other than {sorted(taken)}, to numbers. Rename, or "
-            "return a dict."
-        )
+        expected = f"a mapping of names, other than {sorted(taken)}, to numbers"
+        raise ValueError(f"{name} is {given}; expected {expected}. Rename, or return a dict.")
     try:
         return {str(column): float(value) for column, value in row.items()}
     except (TypeError, ValueError, RuntimeError) as error:

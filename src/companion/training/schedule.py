@@ -9,11 +9,7 @@ from companion.validation import check_counts, check_number, check_positive_inte
 @storable
 @dataclass(frozen=True)
 class Linear:
-    """Rates that fall linearly to zero at the end of the run.
-
-    Attributes:
-        since: iteration from which they fall.
-    """
+    """Rates that fall linearly, from iteration ``since`` on, to zero at the end of the run."""
 
     since: int = 0
 
@@ -29,14 +25,7 @@ class Linear:
 @storable
 @dataclass(frozen=True)
 class Exponential:
-    """Rates that fall by the same factor at each iteration.
-
-    Attributes:
-        to: factor that they have fallen by at the end.
-        since: iteration from which they fall.
-
-    Raises ``ValueError`` unless ``to`` is in (0, 1].
-    """
+    """Rates that fall, from iteration ``since`` on, by one factor a step, to ``to`` in (0, 1] of what they were."""
 
     to: float
     since: int = 0
@@ -64,9 +53,8 @@ class Schedule:
         learned_rate: Adam's rate for what the objective learns beside it: log Z, V(s_0), a baseline.
         decay: how both rates fall: :class:`Linear`, :class:`Exponential`, or None, not at all.
 
-    Raises ``ValueError`` for a number out of range, or a decay that begins at the end or later.
-
-    Source: the defaults are the settings of Venkatraman et al. (2024). Used in chapter ``twenty-five-modes-to-nine``.
+    Raises ``ValueError`` for a number out of range, or a decay that begins at the end or later. Source: the defaults
+    are the settings of Venkatraman et al. (2024). Used in chapter ``twenty-five-modes-to-nine``.
     """
 
     iterations: int = 5000
@@ -82,10 +70,8 @@ class Schedule:
         if self.decay is not None and not isinstance(self.decay, Linear | Exponential):
             raise ValueError(f"decay is {self.decay!r}; expected Linear, Exponential or None. Choose one of these.")
         if self.decay is not None and self.decay.since >= self.iterations:
-            raise ValueError(
-                f"decay begins at {self.decay.since}, iterations is {self.iterations}; expected a decay that begins "
-                "before the run ends. Begin it earlier, or leave it out."
-            )
+            given = f"decay begins at {self.decay.since}, iterations is {self.iterations}"
+            raise ValueError(f"{given}; expected it to begin before the run ends. Begin it earlier, or leave it out.")
 
     def rate_at(self, iteration: int) -> float:
         """Return the factor on both rates at an iteration. Raises ``ValueError`` beyond the end of the run."""
@@ -95,6 +81,5 @@ class Schedule:
 
 def _check_inside(iteration: int, iterations: int) -> None:
     if not isinstance(iteration, int) or not 0 <= iteration < iterations:
-        raise ValueError(
-            f"iteration is {iteration!r} of {iterations}; expected an integer, 0 to {iterations - 1}. Lengthen it."
-        )
+        expected = f"an integer, 0 to {iterations - 1}"
+        raise ValueError(f"iteration is {iteration!r} of {iterations}; expected {expected}. Lengthen it.")
