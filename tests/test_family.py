@@ -241,7 +241,7 @@ def test_the_mean_reward_for_log_z_is_one_loss_under_three_names(seed):
 @pytest.mark.claim("N1")
 @pytest.mark.parametrize("seed", range(3))
 def test_pairs_are_a_log_variance_of_two(seed):
-    """REBEL at eta = 1 / alpha is eight times VarGrad, each pair a group: half a variance is an eighth of the square."""
+    """REBEL at eta = 1 / alpha is eight times VarGrad, pairs as groups: half a variance is an eighth of the square."""
     x, alpha = Draw(seed), 0.3
     pairs, group = torch.tensor([[0, 1], [2, 3], [4, 5]]), torch.tensor([0, 0, 1, 1, 2, 2])
     rebel = x.slope(family.rebel_loss, x.log_ref, x.log_reward, pairs, step_size=1 / alpha)
