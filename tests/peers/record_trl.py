@@ -41,7 +41,7 @@ OPTIONS = {
         sapo_temperature_pos sapo_temperature_neg vespo_k_pos vespo_lambda_pos vespo_k_neg vespo_lambda_neg
         vllm_importance_sampling_correction vllm_importance_sampling_mode vllm_importance_sampling_clip_min
         vllm_importance_sampling_clip_max temperature steps_per_generation disable_dropout sync_ref_model
-        ref_model_mixup_alpha ref_model_sync_steps learning_rate""".split(),
+        ref_model_mixup_alpha ref_model_sync_steps gradient_accumulation_steps learning_rate""".split(),
     RLOOConfig: """beta num_generations num_iterations max_completion_length epsilon epsilon_high
         normalize_advantages reward_clip_range reward_weights mask_truncated_completions temperature
         steps_per_generation disable_dropout sync_ref_model ref_model_mixup_alpha ref_model_sync_steps
@@ -250,7 +250,9 @@ def main() -> None:
     }
     with tempfile.TemporaryDirectory() as folder:
         sizes = {"hidden_size": 2, "intermediate_size": 2, "num_hidden_layers": 1, "num_attention_heads": 1}
-        LlamaForCausalLM(LlamaConfig(vocab_size=len(WORDS), **sizes)).save_pretrained(folder)
+        # TRL ends a completion at what the model calls an end, too.
+        special = {"pad_token_id": PAD, "eos_token_id": EOS, "bos_token_id": None}
+        LlamaForCausalLM(LlamaConfig(vocab_size=len(WORDS), **sizes, **special)).save_pretrained(folder)
         torch.set_default_dtype(torch.float64)
         for name, inputs in shared.draws().items():
             found["settings"][name] = {"inputs": inputs, "cases": Recorder(inputs, folder).cases()}
