@@ -127,7 +127,7 @@ lock: ## re-lock requirements.txt from pyproject.toml, in a fresh environment (n
 
 .PHONY: test-peers
 test-peers: $(READY) ## record the peers' losses afresh, in environments of their own, and compare
-	bash tests/peers/run
+	PYTHON='$(PYTHON)' bash tests/peers/run
 
 # A stopped run goes on from its checkpoint.
 .PHONY: experiments

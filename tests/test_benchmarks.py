@@ -260,7 +260,7 @@ def test_there_is_a_run_on_one_thread_and_every_block_of_every_program():
 
 
 def test_the_records_are_of_the_torchgfn_that_is_pinned():
-    pinned = (ROOT / "tests/peers/requirements.txt").read_text()
+    pinned = (ROOT / "tests/peers/requirements_torchgfn.txt").read_text()
     for found in record.load().values():
         versions = found.measures["torchgfn"]["versions"]
         assert f"torchgfn=={versions['torchgfn']}\n" in pinned and f"torch=={versions['torch']}\n" in pinned

@@ -86,7 +86,7 @@ def assert_same_on_real_steps(ours: torch.Tensor, theirs: list, inputs: dict, sc
 def test_the_fixture_is_of_the_pinned_torchgfn_and_has_paths_of_unequal_length():
     """The recording names its versions, holds short and long paths, and pads the short with zeros."""
     assert FIXTURE["versions"]["torchgfn"] == "2.4.1"
-    pins = (PEERS / "requirements.txt").read_text().split()
+    pins = (PEERS / "requirements_torchgfn.txt").read_text().split()
     assert all(f"{name}=={pin}" in pins for name, pin in FIXTURE["versions"].items())
     for recorded in FIXTURE["settings"].values():
         inputs = {name: tensor(value) for name, value in recorded["inputs"].items()}

@@ -7,7 +7,8 @@ import json
 import sys
 from pathlib import Path
 
-#: In units in the last place of the largest number of the same list: processors round exp and log unalike.
+#: In units in the last place of the largest number beside it, in the same list or case: processors round exp and log
+#: unalike, and a loss may be what is left of terms that cancel.
 ULPS = 16
 EPS = 2.0**-52
 
@@ -22,7 +23,8 @@ def size(value) -> float:
 def differences(fresh, committed, where: str = "", scale: float = 0.0) -> list[str]:
     """Return one line for each place where the two differ, by name."""
     if isinstance(fresh, dict) and isinstance(committed, dict) and fresh.keys() == committed.keys():
-        return [line for key in fresh for line in differences(fresh[key], committed[key], f"{where}/{key}")]
+        scale = size(list(committed.values()))
+        return [line for key in fresh for line in differences(fresh[key], committed[key], f"{where}/{key}", scale)]
     if isinstance(fresh, list) and isinstance(committed, list) and len(fresh) == len(committed):
         scale = max(scale, size(committed))
         pairs = enumerate(zip(fresh, committed, strict=True))

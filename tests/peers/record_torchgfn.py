@@ -7,12 +7,9 @@ rounding.
     python record_torchgfn.py OUT.json
 """
 
-import json
-import re
 import sys
-from importlib.metadata import version
-from pathlib import Path
 
+import shared
 import torch
 from gfn.containers import Trajectories
 from gfn.estimators import DiscretePolicyEstimator, ScalarEstimator
@@ -197,7 +194,7 @@ class Recorder:
 def record() -> dict:
     """Return the fixture: the versions, and three settings with their inputs and cases."""
     found = {
-        "versions": {"torchgfn": version("torchgfn"), "torch": version("torch").split("+")[0]},
+        "versions": shared.versions("torchgfn", "torch"),
         "settings": {},
     }
     tables = Recorder(pf_scale=1.0, prior_scale=1.5)
@@ -214,12 +211,10 @@ def record() -> dict:
 
 
 def main() -> None:
-    """Write the fixture to the path given, a list of numbers to a line."""
+    """Write the fixture to the path given."""
     torch.set_default_dtype(torch.float64)  # torchgfn keeps beta and log Z in the default dtype
     torch.set_num_threads(1)
-    text = json.dumps(record(), indent=1, allow_nan=False)
-    text = re.sub(r"\[[^\[\]{}]*\]", lambda found: " ".join(found[0].split()), text)
-    Path(sys.argv[1]).write_text(text + "\n")
+    shared.write(record(), sys.argv[1])
 
 
 if __name__ == "__main__":
