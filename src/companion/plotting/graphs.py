@@ -1,6 +1,7 @@
 """Small problems and automata, drawn as graphs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
@@ -76,6 +77,33 @@ def machine(
             text = "other" if len(read) > 3 else ", ".join(read)
             axes.annotate(text, at, ha="center", va="center", fontsize=9.5, bbox=box, zorder=2)
     axes.set(xlim=(-0.4, 1.4), ylim=(-0.45, 1.45))
+    axes.set_axis_off()
+    return figure
+
+
+def tree(forks: Mapping[str, Mapping[str, Sequence[str]]], *, root: str, bold: Collection[str] = ()) -> Figure:
+    """Draw a tree from left to right: root, branches, the forks of each, and in a row the leaves of each fork.
+
+    The leaves of a fork are in bold where ``bold`` has its name. Rows follow the order of the mappings.
+    """
+    rows = [(branch, fork, leaves) for branch, under in forks.items() for fork, leaves in under.items()]
+    figure, (axes,) = panels(width=7.6, height=0.6 + 0.36 * len(rows))
+    box = {"boxstyle": "round,pad=0.35", "fc": "white", "ec": COLOURS["target"]}
+    line: dict[str, Any] = {"color": "#BBBBBB", "lw": 1.5, "zorder": 1}
+    text: dict[str, Any] = {"va": "center", "fontsize": 9, "zorder": 3}
+    middle = -(len(rows) - 1) / 2
+    axes.annotate(root, (0.0, middle), ha="center", bbox=box, **text)
+    for branch in forks:
+        at = [-row for row, (owner, _, _) in enumerate(rows) if owner == branch]
+        y = sum(at) / len(at)
+        axes.plot([0.0, 0.19], [middle, y], **line)
+        axes.annotate(branch, (0.19, y), ha="center", bbox=box, **text)
+        for row in at:
+            axes.plot([0.19, 0.32], [y, row], **line)
+    for row, (_, fork, leaves) in enumerate(rows):
+        axes.annotate(fork, (0.33, -row), ha="left", color="#555555", **text)
+        axes.annotate(", ".join(leaves), (0.63, -row), ha="left", weight="bold" if fork in bold else "normal", **text)
+    axes.set(xlim=(-0.08, 1.02), ylim=(-len(rows) + 0.4, 0.6))
     axes.set_axis_off()
     return figure
 
