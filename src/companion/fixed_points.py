@@ -28,6 +28,7 @@ is no law, not finite or out of range, and where there is no solution.
 
 import math
 from collections.abc import Callable
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -47,8 +48,10 @@ from companion.validation import (
     check_scalar,
 )
 
-#: A number, or one for each path; true lengths, or None.
-Number, Marks = Tensor | float, Tensor | None
+#: One, or one for each path; and true lengths, if given.
+Number: TypeAlias = Tensor | float
+Marks: TypeAlias = Tensor | None
+
 _HALVINGS, _POINTS, _PER_PATH = 80, 8001, "[paths], one entry per path"
 
 
@@ -269,7 +272,7 @@ def _main_branch(log_ref: Tensor, tilt: Tensor, log_weight: Tensor, feedback: fl
     def excess(own: float) -> float:
         return sign * float(torch.logsumexp(law(own), dim=0))
 
-    if sign < 0 and (gap < -1 or math.exp(top) < feedback or excess(0.0) > 0):
+    if sign < 0 and (gap < -1 or (feedback > 0 and top < math.log(feedback)) or excess(0.0) > 0):
         raise ValueError(
             f"log Z - c is {gap:g}, too little for a solution on W_0; expected more. Pass a lower log_z, or another "
             "behaviour: one path would lie on W_-1, and several minima can coexist."
@@ -313,7 +316,8 @@ def _crossings(excess: Callable[[Tensor], Tensor], grid: Tensor) -> dict[str, li
     above = excess(grid) > 0
     for j in above.diff().nonzero().squeeze(1).tolist():
         name, sign = ("stable", 1) if above[j] else ("unstable", -1)
-        found[name].append(_bisect(lambda x: float(excess(grid.new_tensor([x]))), *grid[j : j + 2].tolist(), sign))
+        low, high = grid[j : j + 2].tolist()
+        found[name].append(_bisect(lambda x: float(excess(grid.new_tensor([x]))), low, high, sign))
     return found
 
 
