@@ -1,0 +1,416 @@
+"""Closed forms of what published losses converge to, against training that is written without them.
+
+Losses come from :mod:`companion.family` and :mod:`companion.rtb`, or stand here as their formula; expectations are sums
+over all paths, or over all groups of paths, of a small tree; a loss is descended, or its expected gradient solved for a
+zero, from several random starts.
+"""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from inputs import generator, tensor
+from scipy import optimize, special
+
+from companion import family, fixed_points, mdp, rtb
+
+#: Six paths of one, two and three steps.
+TREE = [(0, 1), (0, 2), (0, 3), (1, 4), (1, 5), (2, 6), (2, 7), (5, 8), (5, 9)]
+ALPHA = 0.5
+BETA = 1 / ALPHA
+SEEDS = range(3)
+#: How often each path is seen off-policy, of twelve.
+COUNTS = torch.tensor([2, 1, 3, 1, 2, 3])
+#: A trained law against a closed form; an expected gradient at one, which is of order one elsewhere.
+TRAINED, ZERO = 1e-6, 1e-12
+
+
+class World:
+    """A tabular problem, all its paths, and a law of them to draw from."""
+
+    def __init__(self, seed: int, edges=TREE, problem: mdp.Problem | None = None):
+        draws = generator(seed)
+        self.problem = problem or mdp.randomise(mdp.from_edges(edges), draws)
+        self.paths = mdp.enumerate_paths(self.problem)
+        self.steps = (self.paths.edges >= 0).sum(dim=1)
+        self.per_step = self.paths.per_step(self.problem.log_ref)
+        self.log_ref = self.per_step.sum(dim=1)
+        self.reward = self.paths.per_step(self.problem.rewards).sum(dim=1)
+        self.behaviour = self.paths.log_prob(mdp.random_policy(self.problem, draws))
+        self.draws = draws
+
+    def referred_to(self, log_law: torch.Tensor) -> "World":
+        """The same with the policy of this law for the reference."""
+        return World(0, problem=self.problem.with_reference(mdp.log_softmax(self.problem, self.logits_of(log_law))))
+
+    def starts(self, n: int) -> list[torch.Tensor]:
+        return list(2 * torch.randn(n, len(self.problem.source), generator=self.draws, dtype=torch.float64))
+
+    def log_pi(self, logits: torch.Tensor) -> torch.Tensor:
+        """Each step of all paths under the policy with these logits."""
+        return self.paths.per_step(mdp.log_softmax(self.problem, logits))
+
+    def law(self, logits: torch.Tensor) -> torch.Tensor:
+        return self.log_pi(torch.as_tensor(logits)).sum(dim=1).exp().detach()
+
+    def chances(self, law: torch.Tensor) -> torch.Tensor:
+        """How likely a path of this law passes through each edge."""
+        through = torch.zeros(len(self.problem.source), dtype=torch.float64)
+        for path, chance in zip(self.paths.edges.tolist(), law.tolist(), strict=True):
+            through[[edge for edge in path if edge >= 0]] += chance
+        return through
+
+    def logits_of(self, log_law: torch.Tensor) -> torch.Tensor:
+        """Logits of the policy whose law this is."""
+        return self.chances(log_law.exp()).log()
+
+    def target(self, beta: float = BETA) -> torch.Tensor:
+        """p*, from dynamic programming over the tree."""
+        return self.paths.log_prob(mdp.solve(self.problem, kl_weight=1 / beta).log_policy)
+
+    def log_z(self, beta: float = BETA) -> float:
+        return float(mdp.solve(self.problem, kl_weight=1 / beta).values[0]) * beta
+
+    def square(self, logits: torch.Tensor, c, behaviour: torch.Tensor) -> torch.Tensor:
+        """Half the mean squared residual over a law, with c for log Z."""
+        log_z = torch.as_tensor(c, dtype=torch.float64)
+        residual = rtb.residual(self.log_pi(logits), self.per_step, self.reward, log_z, beta=BETA)
+        return 0.5 * mdp.expectation(residual.square(), behaviour)
+
+
+def batch_of(world: World, log_pi: torch.Tensor, index: torch.Tensor) -> SimpleNamespace:
+    """The arguments of a loss for groups of paths, ``[groups, size]``: ``x`` is what it is differentiated in."""
+    rows, size = index.reshape(-1), index.shape[1]
+    return SimpleNamespace(
+        x=log_pi[rows],
+        old=log_pi[rows].detach(),
+        ref=world.per_step[rows],
+        reward=world.reward[rows],
+        rows=rows,
+        pairs=torch.arange(len(rows)).reshape(-1, 2) if size == 2 else None,
+        only={"steps": world.steps[rows]},
+        marks={"steps": world.steps[rows], "group": torch.arange(len(index)).repeat_interleave(size)},
+    )
+
+
+def expected_gradient(world: World, loss, logits, *, size: int = 1, law: torch.Tensor | None = None) -> torch.Tensor:
+    """The mean gradient in the logits over all groups of ``size`` paths drawn from a law, the policy's by default."""
+    logits = torch.as_tensor(logits).clone().requires_grad_()
+    log_pi = world.log_pi(logits)
+    law = log_pi.sum(dim=1).detach() if law is None else law
+    index, log_chance = mdp.enumerate_batches(law, size)
+    batch = batch_of(world, log_pi.detach(), index)
+    batch.x = batch.x.requires_grad_()
+    (rows,) = torch.autograd.grad(loss(batch), batch.x)
+    weights = (len(index) * log_chance.exp()).repeat_interleave(size)
+    total = torch.zeros_like(log_pi).index_add(0, batch.rows, weights[:, None] * rows)
+    (gradient,) = torch.autograd.grad(log_pi, logits, total)
+    return gradient
+
+
+def gap(world: World, log_law: torch.Tensor, loss, **options) -> float:
+    """The largest entry of the expected gradient at a law."""
+    return float(expected_gradient(world, loss, world.logits_of(log_law), **options).abs().max())
+
+
+def solved(world: World, loss, start: torch.Tensor, *, rate: float = 1.0, steps: int = 150, **options) -> torch.Tensor:
+    """The law at which steps of the natural gradient end: each entry over the chance of its edge."""
+    logits = start.clone()
+    for _ in range(steps):
+        step = expected_gradient(world, loss, logits, **options) / world.chances(world.law(logits))
+        logits -= rate * step.clamp(-1, 1)
+    return world.law(logits)
+
+
+def descended(value, *starts: torch.Tensor) -> list[torch.Tensor]:
+    """Where L-BFGS ends on a function of some tensors, from these."""
+    free = [start.clone().requires_grad_() for start in starts]
+    optimiser = torch.optim.LBFGS(
+        free, max_iter=2000, tolerance_grad=1e-12, tolerance_change=1e-18, history_size=30, line_search_fn="strong_wolfe"
+    )
+
+    def closure() -> torch.Tensor:
+        optimiser.zero_grad()
+        result = value(*free)
+        result.backward()
+        return result
+
+    optimiser.step(closure)
+    return [x.detach() for x in free]
+
+
+def apart(law: torch.Tensor, log_law: torch.Tensor) -> float:
+    """The largest difference of two laws, the second in logarithms, which sums to one."""
+    assert abs(float(log_law.logsumexp(dim=0))) < 1e-12
+    return float((law - log_law.exp()).abs().max())
+
+
+def seen(world: World, size: int = 1) -> torch.Tensor:
+    """Every group of paths off-policy, as often as it occurs: a plain mean over them is the expectation."""
+    rows = torch.arange(len(COUNTS)).repeat_interleave(COUNTS)
+    return torch.cartesian_prod(*[rows] * size).reshape(-1, size)
+
+
+OFF = (COUNTS.double() / COUNTS.sum()).log()
+
+
+def trained_off_policy(world: World, loss, start: torch.Tensor, size: int = 1) -> torch.Tensor:
+    """The law that descends a loss of the family on what is :func:`seen`."""
+    index = seen(world, size)
+    (logits,) = descended(lambda x: loss(batch_of(world, world.log_pi(x), index)), start)
+    return world.law(logits)
+
+
+# F1: what stands for log Z.
+
+
+def a_star_po(c: float):
+    return lambda b: family.a_star_po_loss(b.x, b.ref, b.reward, tensor(c * ALPHA), kl_weight=ALPHA, **b.only)
+
+
+@pytest.mark.claim("F1")
+@pytest.mark.parametrize("seed", SEEDS)
+def test_on_policy_any_constant_leads_to_the_target(seed):
+    world = World(seed)
+    for c in (world.log_z() - 3, 0.0, world.log_z() + 5):
+        assert gap(world, world.target(), a_star_po(c)) < ZERO
+        for start in world.starts(2):
+            assert apart(solved(world, a_star_po(c), start), world.target()) < TRAINED
+    assert apart(world.target().exp(), fixed_points.target(world.log_ref, world.reward, beta=BETA)) < ZERO
+
+
+@pytest.mark.claim("F1")
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("above", [-5.0, -0.3, 0.0, "bound"])
+def test_off_policy_there_is_one_minimum_up_to_the_bound(seed, above):
+    world = World(seed)
+    least = float(world.target().exp().min())
+    c = world.log_z() + (math.log(1 + (math.e - 1) * least) if above == "bound" else above)
+    ours = fixed_points.stand_in(world.log_ref, world.reward, c, beta=BETA, log_behaviour=world.behaviour)
+    assert gap(world, ours, a_star_po(c), law=world.behaviour) < ZERO
+    assert (gap(world, world.target(), a_star_po(c), law=world.behaviour) < ZERO) == (above == 0.0)
+    for start in world.starts(3):
+        (logits,) = descended(lambda x: world.square(x, c, world.behaviour), start)
+        assert apart(world.law(logits), ours) < TRAINED
+
+
+@pytest.mark.claim("F1")
+@pytest.mark.parametrize("seed", SEEDS)
+def test_far_above_log_z_several_minima_coexist_each_with_one_path_beyond_the_branch(seed):
+    world = World(seed)
+    c, b = world.log_z() + 4, world.behaviour.exp()
+    minima: list[torch.Tensor] = []
+    for start in world.starts(8):
+        (logits,) = descended(lambda x: world.square(x, c, world.behaviour), start)
+        law = world.law(logits)
+        residual = c + law.log() - world.log_ref - BETA * world.reward
+        rate = -float(b @ residual)
+        assert float((b * residual + rate * law).abs().max()) < TRAINED
+        assert int((rate * law / b < -1).sum()) == 1
+        if all(float((law - other).abs().max()) > 1e-3 for other in minima):
+            minima.append(law)
+    assert len(minima) > 1
+    with pytest.raises(ValueError, match="too little for a solution on W_0"):
+        fixed_points.stand_in(world.log_ref, world.reward, c, beta=BETA, log_behaviour=world.behaviour)
+
+
+@pytest.mark.claim("F1")
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_main_branch_ends_where_it_is_said_to(seed):
+    """Just below the last c that has a solution it is stationary; just above, there is none."""
+    world = World(seed)
+    tilt = BETA * world.reward + world.log_ref - world.behaviour
+    # at the end of the branch lambda w u = -1 where it is largest; then log Z - c is minus log E_p* of e^t
+    x = (tilt - tilt.max() - 1).exp().numpy()
+    t = torch.from_numpy(-special.lambertw(-x).real).nan_to_num(1.0)
+    last = world.log_z() + float((world.target() + t).logsumexp(dim=0))
+    ours = fixed_points.stand_in(world.log_ref, world.reward, last - 1e-4, beta=BETA, log_behaviour=world.behaviour)
+    assert gap(world, ours, a_star_po(last - 1e-4), law=world.behaviour) < 1e-10
+    with pytest.raises(ValueError, match="expected more"):
+        fixed_points.stand_in(world.log_ref, world.reward, last + 1e-4, beta=BETA, log_behaviour=world.behaviour)
+
+
+@pytest.mark.claim("F1")
+def test_the_target_stays_stationary_on_its_own_paths_and_a_minimum_up_to_one_above():
+    """Also where rewards are constant: uniform reference, five actions, log Z + 1.1."""
+    world, star = World(0), World(0).target()
+    logits = world.logits_of(star)
+    for above, minimum in ((-2.0, True), (0.9, True), (1.1, False)):
+        c = world.log_z() + above
+        assert gap(world, star, a_star_po(c), law=star) < ZERO
+        curvature = torch.autograd.functional.hessian(lambda x, c=c: world.square(x, c, star), logits)
+        assert (float(torch.linalg.eigvalsh(curvature)[0]) > -1e-9) == minimum
+    flat = World(0, problem=mdp.from_edges([(0, j) for j in range(1, 6)]))
+    (ended,) = descended(lambda x: flat.square(x, 1.1, flat.log_ref), flat.starts(1)[0])
+    assert flat.law(ended).sort().values.tolist() == pytest.approx([0.0927, 0.0927, 0.0927, 0.0927, 0.6293], abs=1e-4)
+    with pytest.raises(ValueError, match="expected more"):
+        fixed_points.stand_in(flat.log_ref, flat.reward, 1.1, beta=BETA, log_behaviour=flat.log_ref)
+
+
+@pytest.mark.claim("F1")
+@pytest.mark.parametrize("seed", range(10))
+def test_on_which_side_of_log_z_the_usual_constants_are(seed):
+    """Below: the mean reward of the reference, and a log-mean-exp of a higher temperature. An improved policy's: above."""
+    world = World(seed)
+    mean = BETA * float(mdp.expectation(world.reward, world.log_ref))
+    warmer = BETA * float(world.log_z(1.0))
+    assert mean < warmer < world.log_z() < BETA * float(mdp.expectation(world.reward, world.target(20.0)))
+
+
+@pytest.mark.claim("F1")
+@pytest.mark.parametrize("seed", SEEDS)
+def test_qrpo_on_finitely_many_paths_is_a_stand_in(seed):
+    world = World(seed)
+    chance = world.log_ref.exp()
+    quantile = tensor([float(chance[world.reward <= r].sum()) for r in world.reward]).clamp(max=1.0)
+    for transform, reward, log_z in (
+        ("log", quantile.log(), math.log(ALPHA / (1 + ALPHA))),
+        ("identity", quantile, math.log(ALPHA) + BETA),
+    ):
+        ours = fixed_points.stand_in(world.log_ref, reward, log_z, beta=BETA, log_behaviour=OFF)
+        start = world.starts(1)[0]
+
+        def loss(b, transform=transform):
+            return family.qrpo_loss(b.x, b.ref, quantile[b.rows], kl_weight=ALPHA, transform=transform, **b.only)
+
+        assert apart(trained_off_policy(world, loss, start), ours) < TRAINED
+        assert apart(fixed_points.target(world.log_ref, reward, beta=BETA).exp(), ours) > 1e-3
+
+
+@pytest.mark.claim("F1")
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_log_mean_exp_that_contains_the_path_is_a_constant_for_each_path(seed):
+    """Off-policy, Kimi's other partition, in groups of two, from the policy that drew them."""
+    world = World(seed).referred_to(OFF)
+
+    def loss(b):
+        return family.kimi_loss(b.x, b.ref, b.reward, kl_weight=ALPHA, partition="log_mean_exp", **b.marks)
+
+    pair = torch.logaddexp(BETA * world.reward[:, None], BETA * world.reward[None]) - math.log(2)
+    given = pair @ OFF.exp()
+    ours = fixed_points.stand_in(world.log_ref, world.reward, given, beta=BETA, log_behaviour=OFF)
+    for start in world.starts(2):
+        assert apart(trained_off_policy(world, loss, start, 2), ours) < TRAINED
+
+
+def test_lambert_w_against_scipy():
+    for x in torch.linspace(-30, 30, 61, dtype=torch.float64).split(20):
+        ours = fixed_points.log_lambert_w(x).exp().numpy()
+        assert ours == pytest.approx(special.lambertw(x.exp().numpy()).real, rel=1e-13)
+    x = -1 - torch.logspace(-6, 2, 40, dtype=torch.float64)
+    ours = -fixed_points.log_lambert_w(x, negative=True).exp().numpy()
+    assert ours == pytest.approx(special.lambertw(-x.exp().numpy()).real, rel=1e-9)  # exp rounds near the end
+    ends = fixed_points.log_lambert_w(tensor([-1.0, -1e5]), negative=True)
+    assert ends.tolist() == [0.0, -1e5]
+    w = fixed_points.log_lambert_w(tensor([1e6]))
+    assert float(w + w.exp()) == pytest.approx(1e6, rel=1e-15)
+
+
+# F2: lengths.
+
+
+def literal(world: World, residual, weight):
+    """The mean of ``weight residual^2 / 2`` over a batch, both functions of its sums and lengths."""
+
+    def loss(b):
+        lengths = world.steps[b.rows].double()
+        return 0.5 * (weight(lengths) * residual((b.x - b.ref).sum(dim=1), lengths, BETA * b.reward).square()).mean()
+
+    return loss
+
+
+@pytest.mark.claim("F2")
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_length_normalised_residual_with_a_learned_log_z(seed):
+    """Off-policy by descent in both; on-policy it is zero on every path, as p*'s is not."""
+    world = World(seed)
+    ours = fixed_points.length_normalised(world.log_ref, world.reward, world.steps, beta=BETA)
+    value = (BETA * world.reward - (ours - world.log_ref) / world.steps).mean()
+
+    def off(logits, log_z):
+        log_ratio = (world.log_pi(logits) - world.per_step).sum(dim=1)
+        return mdp.expectation((log_z + log_ratio / world.steps - BETA * world.reward).square(), world.behaviour)
+
+    for start in world.starts(2):
+        logits, log_z = descended(off, start, torch.zeros((), dtype=torch.float64))
+        assert apart(world.law(logits), ours) < TRAINED
+        assert float(log_z) == pytest.approx(float(value), abs=TRAINED)
+    loss = literal(world, lambda ratio, n, tilt: value + ratio / n - tilt, torch.ones_like)
+    assert gap(world, ours, loss) < ZERO
+    assert gap(world, ours, loss, law=world.behaviour) < ZERO
+    assert gap(world, world.target(), loss) > 1e-3
+
+
+@pytest.mark.claim("F2")
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("c", [-0.5, 0.0, 0.5])
+def test_with_a_fixed_constant_lengths_leave_a_power_of_themselves(seed, c):
+    """On-policy: the ratio over the length; OpenKimi's square over the length. Learned, the second gives p*."""
+    world = World(seed)
+    given = (world.log_ref, world.reward)
+    ratio_over = literal(world, lambda ratio, n, tilt: c + ratio / n - tilt, torch.ones_like)
+    square_over = literal(world, lambda ratio, n, tilt: c + ratio - tilt, torch.reciprocal)
+    ours = [
+        fixed_points.length_normalised(*given, world.steps, beta=BETA, log_z=c),
+        fixed_points.residual_over_length(*given, c, world.steps, beta=BETA),
+    ]
+    start = world.starts(1)[0]
+    for loss, law in zip((ratio_over, square_over), ours, strict=True):
+        assert gap(world, law, loss) < ZERO
+        assert gap(world, world.target(), loss) > 1e-3
+        assert apart(solved(world, loss, start, steps=400), law) < TRAINED
+    learned = literal(world, lambda ratio, n, tilt: world.log_z() + ratio - tilt, torch.reciprocal)
+    assert gap(world, world.target(), learned) < ZERO
+
+
+@pytest.mark.claim("F2")
+@pytest.mark.parametrize("seed", SEEDS)
+def test_openkimi_off_policy_is_a_stand_in_with_the_length_in_its_weight(seed):
+    """From the policy that drew the groups, the others' mean for log Z."""
+    world = World(seed).referred_to(OFF)
+    mean = BETA * float(world.reward @ OFF.exp())
+
+    def loss(b):
+        return family.pmd_loss(b.x, b.ref, b.reward, kl_weight=ALPHA, **b.marks)
+
+    common = {"beta": BETA, "log_behaviour": OFF}
+    ours = fixed_points.stand_in(world.log_ref, world.reward, mean, **common, steps=world.steps)
+    for start in world.starts(2):
+        assert apart(trained_off_policy(world, loss, start, 2), ours) < TRAINED
+    assert apart(fixed_points.stand_in(world.log_ref, world.reward, mean, **common).exp(), ours) > 1e-3
+
+
+@pytest.mark.claim("F2")
+def test_flowrl_is_length_normalised_with_the_mean_advantage_of_each_path():
+    """Groups of three of the old policy; the raw weight of the ratio makes it a mean over the policy's own paths."""
+    world = World(0)
+    index = seen(world, 3)
+    rewards = world.reward[index]
+    standard = (rewards - rewards.mean(dim=1, keepdim=True)) / (rewards.std(dim=1, keepdim=True) + 1e-6)
+    advantage = tensor([float(standard[index == path].mean()) for path in range(6)])
+    ours = fixed_points.length_normalised(world.log_ref, advantage, world.steps, beta=1.5)
+    value = float((1.5 * advantage - (ours - world.log_ref) / world.steps).mean())
+    logits = world.logits_of(ours).requires_grad_()
+    log_z = tensor(value).requires_grad_()
+    b = batch_of(world, world.log_pi(logits), index)
+    old = world.paths.per_step(mdp.log_softmax(world.problem, world.logits_of(OFF)))[b.rows]
+    loss = family.flowrl_loss(b.x, b.ref, old, b.reward, log_z, scale=1.5, **b.marks)
+    slopes = torch.autograd.grad(loss, [logits, log_z])
+    assert max(float(slope.abs().max()) for slope in slopes) < 1e-11
+    assert apart(fixed_points.length_normalised(world.log_ref, world.reward, world.steps, beta=1.5).exp(), ours) > 1e-3
+
+
+# F3, F4: the KL per step, in the loss.
+
+
+def on_policy(name: str, *, kl_weight: float = ALPHA):
+    """Losses with the KL per step in them, sums over the steps up to a factor, on the policy's own paths."""
+    grpo = {"scale": "none", "normalisation": "dr_grpo", "longest": 3, "kl_weight": kl_weight}
+    known = {
+        "dro": lambda b: family.dro_per_token_loss(b.x, b.old, b.reward, kl_weight=kl_weight, **b.only),
+        "k3_ratio": lambda b: family.grpo_loss(b.x, b.old, b.reward, log_ref=b.ref, kl="k3_ratio", **grpo, **b.marks),
+        "k3": lambda b: family.grpo_loss(b.x, b.old, b.reward, log_ref=b.ref, kl="k3", **grpo, **b.marks),
+        "rloo": lambda b: family.rloo_loss(b.x, b.old, b.ref, b.reward, kl_weight=kl_weight, **b.marks),
+    }
+    return known[name]
