@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from inputs import generator, tensor
+from oracles import edges_from, policy_value, soft_value
 from scipy import optimize, special
 
 from companion import family, fixed_points, mdp, rtb
@@ -94,12 +95,15 @@ def batch_of(world: World, log_pi: torch.Tensor, index: torch.Tensor) -> SimpleN
     )
 
 
-def expected_gradient(world: World, loss, logits, *, size: int = 1, law: torch.Tensor | None = None) -> torch.Tensor:
-    """The mean gradient in the logits over all groups of ``size`` paths drawn from a law, the policy's by default."""
+def expected_gradient(world: World, loss, logits, *, size: int = 1, law=None, groups=None) -> torch.Tensor:
+    """The mean gradient in the logits over all groups of ``size`` paths drawn from a law, the policy's by default.
+
+    Or over ``groups``, with their log-probabilities.
+    """
     logits = torch.as_tensor(logits).clone().requires_grad_()
     log_pi = world.log_pi(logits)
     law = log_pi.sum(dim=1).detach() if law is None else law
-    index, log_chance = mdp.enumerate_batches(law, size)
+    index, log_chance = groups or mdp.enumerate_batches(law, size)
     batch = batch_of(world, log_pi.detach(), index)
     batch.x = batch.x.requires_grad_()
     (rows,) = torch.autograd.grad(loss(batch), batch.x)
@@ -408,9 +412,318 @@ def on_policy(name: str, *, kl_weight: float = ALPHA):
     """Losses with the KL per step in them, sums over the steps up to a factor, on the policy's own paths."""
     grpo = {"scale": "none", "normalisation": "dr_grpo", "longest": 3, "kl_weight": kl_weight}
     known = {
-        "dro": lambda b: family.dro_per_token_loss(b.x, b.old, b.reward, kl_weight=kl_weight, **b.only),
+        "dro": lambda b: family.dro_per_token_loss(b.x, b.ref, b.reward, kl_weight=kl_weight, **b.only),
         "k3_ratio": lambda b: family.grpo_loss(b.x, b.old, b.reward, log_ref=b.ref, kl="k3_ratio", **grpo, **b.marks),
         "k3": lambda b: family.grpo_loss(b.x, b.old, b.reward, log_ref=b.ref, kl="k3", **grpo, **b.marks),
         "rloo": lambda b: family.rloo_loss(b.x, b.old, b.ref, b.reward, kl_weight=kl_weight, **b.marks),
     }
     return known[name]
+
+
+def scaled(world: World, factor: float) -> mdp.Problem:
+    return world.problem.with_rewards(factor * world.problem.rewards)
+
+
+def attracts(world: World, log_law: torch.Tensor, loss, **options) -> bool:
+    """Whether the flow of the gradient contracts about a law in every direction that changes the policy."""
+    at, h = world.logits_of(log_law), 1e-5
+    moves = h * torch.eye(len(at), dtype=torch.float64)
+    slope = [
+        (expected_gradient(world, loss, at + e, **options) - expected_gradient(world, loss, at - e, **options)) / (2 * h)
+        for e in moves
+    ]
+    rates = torch.linalg.eigvals(torch.stack(slope)).real
+    free = len(at) - len(torch.unique(world.problem.source))
+    return int((rates > 1e-6).sum()) == free and bool((rates > -1e-7).all())
+
+
+@pytest.mark.claim("F3")
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize(("loss", "size", "factor", "rate"), [("dro", 1, 1.0, 1.0), ("k3_ratio", 2, 0.5, 2.0)])
+def test_a_kl_per_step_in_the_loss_misses_that_of_later_steps(seed, loss, size, factor, rate):
+    world = World(seed)
+    ours = fixed_points.per_step_kl(scaled(world, factor), kl_weight=ALPHA, estimator="k2")
+    assert gap(world, ours, on_policy(loss), size=size) < ZERO
+    assert gap(world, world.target(factor * BETA), on_policy(loss), size=size) > 1e-4
+    assert attracts(world, ours, on_policy(loss), size=size)
+    assert apart(solved(world, on_policy(loss), world.starts(1)[0], size=size, rate=rate), ours) < TRAINED
+
+
+@pytest.mark.claim("F3")
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_kl_in_the_reward_and_its_sum_over_later_steps_give_the_target_back(seed):
+    """And the square of the whole log-ratio; k1 as a loss pulls nowhere."""
+    world = World(seed)
+
+    def later(b):
+        to_come = (b.old - b.ref).flip(1).cumsum(dim=1).flip(1)
+        return -((b.reward[:, None] - ALPHA * to_come) * b.x).sum(dim=1).mean()
+
+    def whole(b):
+        return (ALPHA / 2 * (b.x - b.ref).sum(dim=1).square() - b.reward * b.x.sum(dim=1)).mean()
+
+    def k1(weight):
+        return lambda b: family.prime_rl_loss(
+            b.x, b.old, b.reward, kl_weight=weight, penalty="log_ratio", **b.only
+        )
+
+    start = world.starts(1)[0]
+    for loss, size in ((later, 1), (whole, 1), (on_policy("rloo"), 2)):
+        assert gap(world, world.target(), loss, size=size) < ZERO
+        assert apart(solved(world, loss, start, size=size), world.target()) < TRAINED
+    with_k1, without = (expected_gradient(world, k1(weight), start) for weight in (3.0, 0.0))
+    assert float((with_k1 - without).abs().max()) < ZERO
+
+
+@pytest.mark.claim("F3")
+@pytest.mark.parametrize("seed", SEEDS)
+def test_it_agrees_with_the_target_where_plain_and_soft_values_differ_by_a_constant(seed):
+    """Certain returns agree: those of the last choice, and of an earlier one where all that follows earns the same."""
+    world, agreements = World(seed), []
+    equal = world.problem.rewards.clone()
+    equal[8] = equal[7]
+    for problem in (world.problem, world.problem.with_rewards(equal)):
+        log_law = fixed_points.per_step_kl(problem, kl_weight=ALPHA, estimator="k2")
+        policy = mdp.log_softmax(problem, world.logits_of(log_law))
+        star = mdp.solve(problem, kl_weight=ALPHA).log_policy
+        for state in problem.source.unique().tolist():
+            out = edges_from(problem, state)
+            edges = [edge for edge, _ in out]
+            apart_by = tensor([policy_value(problem, policy, s, 0.0) - soft_value(problem, s, ALPHA) for _, s in out])
+            agrees = bool((policy[edges] - star[edges]).abs().max() < 1e-9)
+            assert agrees == bool(apart_by.max() - apart_by.min() < 1e-9)
+            agreements.append(agrees)
+    assert agreements == [False, False, True, True, False, True, True, True]
+
+
+@pytest.mark.claim("F3")
+def test_as_the_weight_falls_it_takes_the_best_return_and_splits_ties_as_the_reference():
+    problem = mdp.from_edges([(0, 1), (0, 2), (0, 3)]).with_rewards(tensor([1.0, 1.0, 0.9]))
+    problem = problem.with_reference(tensor([0.2, 0.3, 0.5]).log())
+    for estimator, slack in (("k2", 1e-12), ("k3", 1e-3)):
+        law = fixed_points.per_step_kl(problem, kl_weight=1e-4, estimator=estimator).exp()
+        assert law.tolist() == pytest.approx([0.4, 0.6, 0.0], abs=slack)
+
+
+@pytest.mark.claim("F4")
+@pytest.mark.parametrize("seed", SEEDS)
+def test_k3_in_the_loss_tilts_by_a_pole(seed):
+    """Groups of two, whose mean contains the path: half of Q. The pole is above every Q, by alpha at the most."""
+    world, loss = World(seed), on_policy("k3")
+    halved = scaled(world, fixed_points.inclusive_mean(1.0, size=2))
+    ours = fixed_points.per_step_kl(halved, kl_weight=ALPHA, estimator="k3")
+    assert gap(world, ours, loss, size=2) < ZERO
+    assert gap(world, fixed_points.per_step_kl(halved, kl_weight=ALPHA, estimator="k2"), loss, size=2) > 1e-4
+    assert attracts(world, ours, loss, size=2)
+    assert apart(solved(world, loss, world.starts(1)[0], size=2, rate=0.5, steps=400), ours) < TRAINED
+    policy = mdp.log_softmax(halved, world.logits_of(ours))
+    for state in halved.source.unique().tolist():
+        out = edges_from(halved, state)
+        q = tensor([float(halved.rewards[edge]) + policy_value(halved, policy, s, 0.0) for edge, s in out])
+        poles = q + ALPHA * (halved.log_ref - policy)[[edge for edge, _ in out]].exp()
+        assert float(poles.max() - poles.min()) < 1e-9
+        assert float(q.max()) < float(poles[0]) < float(q.max()) + ALPHA + 1e-9
+
+
+# F5: division by the standard deviation.
+
+#: The decision of a success of probability .3, in two ways, or one of two failures.
+REFERENCE, SUCCESS = tensor([0.1, 0.2, 0.25, 0.45]), 0.3
+ARMS = mdp.from_edges([(0, 1), (0, 2), (0, 3), (0, 4)]).with_rewards(tensor([1.0, 1.0, 0.0, 0.0]))
+ARMS = ARMS.with_reference(REFERENCE.log())
+
+
+def with_success(p: float) -> torch.Tensor:
+    """The law with this chance of success, otherwise as the reference."""
+    return (REFERENCE * tensor([p / SUCCESS] * 2 + [(1 - p) / (1 - SUCCESS)] * 2)).log()
+
+
+def standardised(kl_weight: float, *, pole: bool = False, per_step=None):
+    """Rewards less their mean over the deviation under the policy itself, and a KL (or k3) of the sampled steps."""
+
+    def loss(b):
+        p = (b.old.sum(dim=1).exp() * b.reward).sum()  # over all paths, once each
+        advantage = ((b.reward - p) / (p * (1 - p)).sqrt())[:, None]
+        pull = 1 - (b.ref - b.x.detach()).exp() if pole else b.old - b.ref
+        return ((kl_weight * pull - advantage) * b.x).sum(dim=1).mean()
+
+    return loss
+
+
+@pytest.mark.claim("F5")
+@pytest.mark.parametrize("kl_weight", [0.5, 1.0, 1.09, 1.5, 4.0])
+def test_the_population_has_two_interior_points_above_the_critical_weight_and_none_below(kl_weight):
+    """Against the sign of the arcsine objective's slope on a fine grid, and expected gradients of the four arms."""
+    world = World(0, problem=ARMS)
+    ours = fixed_points.standardised_success(SUCCESS, kl_weight=kl_weight, estimator="reverse")
+    interior = sorted(ours["stable"][:-1] + ours["unstable"])
+    assert ours["stable"][-1] == 1.0
+    assert len(interior) == (2 if kl_weight > fixed_points.critical_kl_weight(SUCCESS) else 0)
+    x = torch.linspace(-5, 14, 4001, dtype=torch.float64).requires_grad_()
+    p = x.sigmoid()
+    kl = p * (p / SUCCESS).log() + (1 - p) * ((1 - p) / (1 - SUCCESS)).log()
+    (slope,) = torch.autograd.grad((2 * p.sqrt().asin() - kl_weight * kl).sum(), x)
+    falls, rises = ((slope[:-1] > 0) & (slope[1:] < 0)), ((slope[:-1] < 0) & (slope[1:] > 0))
+    for found, roots in ((falls, ours["stable"][:-1]), (rises, ours["unstable"])):
+        assert p.detach()[:-1][found].tolist() == pytest.approx(roots, rel=5e-3)
+    loss = standardised(kl_weight)
+    for root in interior:
+        assert gap(world, with_success(root), loss) < 1e-10
+        assert attracts(world, with_success(root), loss) == (root in ours["stable"])
+    for start in (0.01, 0.6, 0.9999):  # the flow itself
+        basin = ours["unstable"][0] if interior else 0.0
+        ended = solved(world, loss, with_success(start), rate=0.2, steps=300)
+        if interior and start < basin:
+            assert apart(ended, with_success(ours["stable"][0])) < TRAINED
+        else:
+            assert float(ended[:2].sum()) > 0.999
+
+
+@pytest.mark.claim("F5")
+def test_the_critical_weight_of_the_table_and_where_two_points_meet():
+    table = {0.5: 1.509, 0.3: 1.082, 0.1: 0.697, 0.01: 0.401, 0.001: 0.278, 1e-6: 0.143}
+    for success, known in table.items():
+        critical = fixed_points.critical_kl_weight(success)
+        assert critical == pytest.approx(known, abs=5e-4)
+        p = torch.linspace(-16, 12, 200_001, dtype=torch.float64).sigmoid()
+        p = p[p > success]
+        least = 1 / ((p * (1 - p)).sqrt() * (p.logit() - math.log(success / (1 - success)))).max()
+        assert critical == pytest.approx(float(least), rel=1e-6)
+        for side, points in ((1 - 1e-6, 0), (1 + 1e-6, 1)):
+            found = fixed_points.standardised_success(success, kl_weight=side * critical, estimator="reverse")
+            assert len(found["unstable"]) == len(found["stable"]) - 1 == points
+    assert fixed_points.critical_kl_weight(2.2e-9) < 0.1 < fixed_points.critical_kl_weight(2.4e-9)
+    assert fixed_points.critical_kl_weight(1.9e-22) < 0.04 < fixed_points.critical_kl_weight(2.1e-22)
+
+
+@pytest.mark.claim("F5")
+@pytest.mark.parametrize("kl_weight", [0.04, 0.3, 1.0, 5.0])
+def test_with_k3_there_is_one_point_and_it_is_stable(kl_weight):
+    world = World(0, problem=ARMS)
+    ours = fixed_points.standardised_success(SUCCESS, kl_weight=kl_weight, estimator="k3")
+    (p,) = ours["stable"]
+    assert ours["unstable"] == [] and SUCCESS < p < 1
+    loss = standardised(kl_weight, pole=True)
+    assert gap(world, with_success(p), loss) < 1e-10
+    assert attracts(world, with_success(p), loss)
+    grid = torch.linspace(-8, 12, 2001, dtype=torch.float64).sigmoid()
+    pull = ((1 - grid) / grid).sqrt() - kl_weight * (1 - SUCCESS / grid)
+    assert int(((pull[:-1] > 0) != (pull[1:] > 0)).sum()) == 1
+    if kl_weight == 0.04:
+        assert p == pytest.approx(0.9992, abs=5e-5)
+
+
+@pytest.mark.claim("F5")
+@pytest.mark.parametrize(("size", "kl_weight"), [(2, 0.4), (3, 0.8), (4, 0.8)])
+def test_groups_of_grpo_end_where_their_enumeration_says(size, kl_weight):
+    """TRL's loss, deviation (n - 1) plus epsilon. Its own KL, times the ratio, is the reverse KL for one decision."""
+    world = World(0, problem=ARMS)
+    ours = fixed_points.standardised_success(
+        SUCCESS, kl_weight=kl_weight, estimator="reverse", group=size, correction=1, epsilon=1e-2
+    )
+    (p,) = ours["stable"]
+    assert ours["unstable"] == []
+
+    def loss(b):
+        return family.grpo_loss(
+            b.x, b.old, b.reward, log_ref=b.ref, kl_weight=kl_weight, epsilon=1e-2, kl="k3_ratio", **b.marks
+        )
+
+    assert gap(world, with_success(p), loss, size=size) < ZERO
+    start = with_success(0.9) if size == 2 else world.starts(1)[0]
+    assert apart(solved(world, loss, start, size=size, rate=0.5, steps=60), with_success(p)) < TRAINED
+
+
+@pytest.mark.claim("F5")
+def test_in_finite_groups_full_success_repels():
+    """The numbers of n = 8; groups of two are an exponential tilt; an epsilon moves the last point out to 1 / epsilon."""
+
+    def logits(**options):
+        found = fixed_points.standardised_success(SUCCESS, estimator="reverse", **options)
+        return [[math.log(p / (1 - p)) for p in found[name]] for name in ("stable", "unstable")]
+
+    prior = math.log(SUCCESS / (1 - SUCCESS))
+    for correction, ends in ((1, (0.018, 4e-11)), (0, (0.0127, 7.5e-12))):
+        for kl_weight, end in zip((0.5, 0.1), ends, strict=True):
+            (stable,), unstable = logits(kl_weight=kl_weight, group=8, correction=correction)
+            assert 1 / (1 + math.exp(stable)) == pytest.approx(end, rel=0.05)
+            assert unstable == []
+    for correction, factor in ((0, 1.0), (1, math.sqrt(0.5))):
+        (stable,), _ = logits(kl_weight=0.7, group=2, correction=correction)
+        assert stable == pytest.approx(prior + factor / 0.7, abs=1e-12)
+    # many in a group: three points, the population's two and a last one near sqrt(n - 1) / alpha
+    (low, last), (middle,) = logits(kl_weight=1.3, group=1000)
+    population, (parted,) = fixed_points.standardised_success(SUCCESS, kl_weight=1.3, estimator="reverse").values()
+    assert low == pytest.approx(math.log(population[0] / (1 - population[0])), rel=0.01)
+    assert middle == pytest.approx(math.log(parted / (1 - parted)), rel=0.01)
+    assert last == pytest.approx(prior + math.sqrt(999) / 1.3, rel=1e-6)
+    (_, far), _ = logits(kl_weight=2.0, epsilon=0.02)
+    assert far == pytest.approx(prior + 1 / (2.0 * 0.02), rel=1e-3)
+
+
+@pytest.mark.claim("F5")
+def test_the_group_in_closed_form_is_its_enumeration():
+    """E sqrt(k (1 - k)) over p (1 - p), by a sum over the group's successes in plain Python."""
+    n, kl_weight = 5, 0.6
+    (p,) = fixed_points.standardised_success(SUCCESS, kl_weight=kl_weight, estimator="reverse", group=n)["stable"]
+    mean = math.fsum(
+        math.comb(n, k) * p**k * (1 - p) ** (n - k) * math.sqrt(k / n * (1 - k / n)) for k in range(n + 1)
+    )
+    tilt = math.log(p / (1 - p)) - math.log(SUCCESS / (1 - SUCCESS))
+    assert mean / (p * (1 - p)) == pytest.approx(kl_weight * tilt, rel=1e-12)
+
+
+@pytest.mark.claim("F5")
+@pytest.mark.parametrize("estimator", ["k2", "k3"])
+def test_per_step_the_weight_is_multiplied_by_the_deviation(estimator):
+    """A tree with a binary reward: the point of F3 or F4 at alpha times its own deviation."""
+    tree = World(1)
+    world = World(1, problem=tree.problem.with_log_reward(tensor([1.0, 0.0, 1.0, 0.0, 0.0, 1.0])))
+    ours = fixed_points.per_step_kl(world.problem, kl_weight=0.7, estimator=estimator)
+    p = float(ours.exp() @ world.reward)
+    loss = standardised(0.7 / math.sqrt(p * (1 - p)), pole=estimator == "k3")
+    assert gap(world, ours, loss) < ZERO
+
+
+@pytest.mark.claim("F5")
+def test_several_reward_levels():
+    """B sigma(B) = 1 / alpha; for rewards 0, 1 and 20, the last all but never, four of them."""
+    world = World(2, [(0, j) for j in range(1, 6)])
+    grid = torch.logspace(-3, 2, 2001, dtype=torch.float64)
+    ours = fixed_points.standardised_tilts(world.log_ref, world.reward, grid, kl_weight=1.5)
+    for name, tilts in ours.items():
+        for tilt in tilts:
+            log_law = (world.log_ref + tilt * world.reward).log_softmax(dim=0)
+
+            def loss(b):
+                law = b.old.sum(dim=1).exp()
+                centred = b.reward - (law * b.reward).sum()
+                advantage = centred / (law * centred.square()).sum().sqrt()
+                return ((1.5 * (b.old - b.ref).sum(dim=1) - advantage) * b.x.sum(dim=1)).mean()
+
+            assert gap(world, log_law, loss) < 1e-10
+            assert attracts(world, log_law, loss) == (name == "stable")
+    binary = fixed_points.standardised_tilts(REFERENCE.log(), ARMS.rewards, grid, kl_weight=1.3)
+    population = fixed_points.standardised_success(SUCCESS, kl_weight=1.3, estimator="reverse")
+    for name in ("stable", "unstable"):
+        chances = [float((REFERENCE.log() + b * ARMS.rewards).softmax(dim=0)[:2].sum()) for b in binary[name]]
+        assert chances == pytest.approx([p for p in population[name] if p < 1], rel=1e-9)
+    rare = tensor([0.5, 0.5, 1e-30]).log()
+    four = fixed_points.standardised_tilts(rare, tensor([0.0, 1.0, 20.0]), grid, kl_weight=1.51)
+    assert len(four["stable"]) == len(four["unstable"]) == 2
+
+
+@pytest.mark.claim("F5")
+@pytest.mark.parametrize("epsilon", [1e-4, 0.1])
+def test_a_deviation_of_rewards_that_have_the_kl_in_them_keeps_the_target(epsilon):
+    """Groups of three, verl's KL in the reward: every path of a group is at its mean there."""
+    world = World(1, [(0, 1), (0, 2), (1, 3), (1, 4)])
+
+    def loss(b):
+        return family.grpo_loss(
+            b.x, b.old, b.reward, log_ref=b.ref, kl_weight=ALPHA, kl="reward", epsilon=epsilon, **b.marks
+        )
+
+    assert gap(world, world.target(), loss, size=3) < 1e-9
+    ended = solved(world, loss, world.starts(1)[0], size=3, rate=0.05, steps=400)
+    assert apart(ended, world.target()) < 0.1
