@@ -21,8 +21,8 @@ TREE = [(0, 1), (0, 2), (0, 3), (1, 4), (1, 5), (2, 6), (2, 7), (5, 8), (5, 9)]
 ALPHA = 0.5
 BETA = 1 / ALPHA
 SEEDS = range(3)
-#: How often each path is seen off-policy, of twelve.
-COUNTS = torch.tensor([2, 1, 3, 1, 2, 3])
+#: How often each path is seen off-policy, of eight.
+COUNTS = torch.tensor([1, 1, 2, 1, 1, 2])
 #: A trained law against a closed form; an expected gradient at one, which is of order one elsewhere.
 TRAINED, ZERO = 1e-6, 1e-12
 
@@ -127,11 +127,24 @@ def solved(world: World, loss, start: torch.Tensor, *, rate: float = 1.0, steps:
     return world.law(logits)
 
 
+def balanced(world: World, loss, start: torch.Tensor, **options) -> torch.Tensor:
+    """The law at a zero of the expected gradient off-policy, where none is at infinity: Levenberg and Marquardt."""
+    found = optimize.root(
+        lambda x: expected_gradient(world, loss, x, **options).numpy(), start.numpy(), method="lm", tol=1e-13
+    )
+    return world.law(found.x)
+
+
 def descended(value, *starts: torch.Tensor) -> list[torch.Tensor]:
     """Where L-BFGS ends on a function of some tensors, from these."""
     free = [start.clone().requires_grad_() for start in starts]
     optimiser = torch.optim.LBFGS(
-        free, max_iter=2000, tolerance_grad=1e-12, tolerance_change=1e-18, history_size=30, line_search_fn="strong_wolfe"
+        free,
+        max_iter=2000,
+        tolerance_grad=1e-12,
+        tolerance_change=1e-18,
+        history_size=30,
+        line_search_fn="strong_wolfe",
     )
 
     def closure() -> torch.Tensor:
@@ -179,8 +192,7 @@ def test_on_policy_any_constant_leads_to_the_target(seed):
     world = World(seed)
     for c in (world.log_z() - 3, 0.0, world.log_z() + 5):
         assert gap(world, world.target(), a_star_po(c)) < ZERO
-        for start in world.starts(2):
-            assert apart(solved(world, a_star_po(c), start), world.target()) < TRAINED
+        assert apart(solved(world, a_star_po(c), world.starts(1)[0], steps=80), world.target()) < TRAINED
     assert apart(world.target().exp(), fixed_points.target(world.log_ref, world.reward, beta=BETA)) < ZERO
 
 
@@ -255,7 +267,7 @@ def test_the_target_stays_stationary_on_its_own_paths_and_a_minimum_up_to_one_ab
 @pytest.mark.claim("F1")
 @pytest.mark.parametrize("seed", range(10))
 def test_on_which_side_of_log_z_the_usual_constants_are(seed):
-    """Below: the mean reward of the reference, and a log-mean-exp of a higher temperature. An improved policy's: above."""
+    """Below: the mean reward of the reference, and a warmer log-mean-exp. Above: an improved policy's mean reward."""
     world = World(seed)
     mean = BETA * float(mdp.expectation(world.reward, world.log_ref))
     warmer = BETA * float(world.log_z(1.0))
@@ -347,8 +359,7 @@ def test_a_length_normalised_residual_with_a_learned_log_z(seed):
 
 
 @pytest.mark.claim("F2")
-@pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("c", [-0.5, 0.0, 0.5])
+@pytest.mark.parametrize(("seed", "c"), [(0, -0.5), (1, 0.0), (2, 0.5)])
 def test_with_a_fixed_constant_lengths_leave_a_power_of_themselves(seed, c):
     """On-policy: the ratio over the length; OpenKimi's square over the length. Learned, the second gives p*."""
     world = World(seed)
@@ -429,7 +440,8 @@ def attracts(world: World, log_law: torch.Tensor, loss, **options) -> bool:
     at, h = world.logits_of(log_law), 1e-5
     moves = h * torch.eye(len(at), dtype=torch.float64)
     slope = [
-        (expected_gradient(world, loss, at + e, **options) - expected_gradient(world, loss, at - e, **options)) / (2 * h)
+        (expected_gradient(world, loss, at + e, **options) - expected_gradient(world, loss, at - e, **options))
+        / (2 * h)
         for e in moves
     ]
     rates = torch.linalg.eigvals(torch.stack(slope)).real
@@ -463,9 +475,7 @@ def test_the_kl_in_the_reward_and_its_sum_over_later_steps_give_the_target_back(
         return (ALPHA / 2 * (b.x - b.ref).sum(dim=1).square() - b.reward * b.x.sum(dim=1)).mean()
 
     def k1(weight):
-        return lambda b: family.prime_rl_loss(
-            b.x, b.old, b.reward, kl_weight=weight, penalty="log_ratio", **b.only
-        )
+        return lambda b: family.prime_rl_loss(b.x, b.old, b.reward, kl_weight=weight, penalty="log_ratio", **b.only)
 
     start = world.starts(1)[0]
     for loss, size in ((later, 1), (whole, 1), (on_policy("rloo"), 2)):
@@ -571,10 +581,10 @@ def test_the_population_has_two_interior_points_above_the_critical_weight_and_no
         assert gap(world, with_success(root), loss) < 1e-10
         assert attracts(world, with_success(root), loss) == (root in ours["stable"])
     for start in (0.01, 0.6, 0.9999):  # the flow itself
-        basin = ours["unstable"][0] if interior else 0.0
-        ended = solved(world, loss, with_success(start), rate=0.2, steps=300)
-        if interior and start < basin:
-            assert apart(ended, with_success(ours["stable"][0])) < TRAINED
+        returns = bool(interior) and start < ours["unstable"][0]
+        ended = solved(world, loss, with_success(start), rate=0.2, steps=300 if returns else 80)
+        if returns:
+            assert apart(ended, with_success(ours["stable"][0])) < 1e-5
         else:
             assert float(ended[:2].sum()) > 0.999
 
@@ -636,7 +646,7 @@ def test_groups_of_grpo_end_where_their_enumeration_says(size, kl_weight):
 
 @pytest.mark.claim("F5")
 def test_in_finite_groups_full_success_repels():
-    """The numbers of n = 8; groups of two are an exponential tilt; an epsilon moves the last point out to 1 / epsilon."""
+    """The numbers of n = 8; groups of two are a tilt; an epsilon moves the last point out to 1 / epsilon."""
 
     def logits(**options):
         found = fixed_points.standardised_success(SUCCESS, estimator="reverse", **options)
@@ -666,9 +676,7 @@ def test_the_group_in_closed_form_is_its_enumeration():
     """E sqrt(k (1 - k)) over p (1 - p), by a sum over the group's successes in plain Python."""
     n, kl_weight = 5, 0.6
     (p,) = fixed_points.standardised_success(SUCCESS, kl_weight=kl_weight, estimator="reverse", group=n)["stable"]
-    mean = math.fsum(
-        math.comb(n, k) * p**k * (1 - p) ** (n - k) * math.sqrt(k / n * (1 - k / n)) for k in range(n + 1)
-    )
+    mean = math.fsum(math.comb(n, k) * p**k * (1 - p) ** (n - k) * math.sqrt(k / n * (1 - k / n)) for k in range(n + 1))
     tilt = math.log(p / (1 - p)) - math.log(SUCCESS / (1 - SUCCESS))
     assert mean / (p * (1 - p)) == pytest.approx(kl_weight * tilt, rel=1e-12)
 
@@ -727,3 +735,313 @@ def test_a_deviation_of_rewards_that_have_the_kl_in_them_keeps_the_target(epsilo
     assert gap(world, world.target(), loss, size=3) < 1e-9
     ended = solved(world, loss, world.starts(1)[0], size=3, rate=0.05, steps=400)
     assert apart(ended, world.target()) < 0.1
+
+
+# F6: a mean that contains the sample.
+
+
+@pytest.mark.claim("F6")
+@pytest.mark.parametrize("size", [2, 3])
+def test_a_mean_that_contains_the_path_takes_its_share_of_beta(size):
+    """Kimi's loss from a fixed reference: on-policy a tilt, off-policy a stand-in."""
+    world = World(0)
+    beta = fixed_points.inclusive_mean(BETA, size=size)
+
+    def loss(b):
+        return family.kimi_loss(b.x, b.ref, b.reward, kl_weight=ALPHA, **b.marks)
+
+    ours = fixed_points.target(world.log_ref, world.reward, beta=beta)
+    assert gap(world, ours, loss, size=size) < ZERO
+    assert gap(world, world.target(), loss, size=size) > 1e-3
+    assert apart(solved(world, loss, world.starts(1)[0], size=size, steps=60), ours) < TRAINED
+    world = world.referred_to(OFF)
+    mean = beta * float(world.reward @ OFF.exp())
+    ours = fixed_points.stand_in(world.log_ref, world.reward, mean, beta=beta, log_behaviour=OFF)
+    assert gap(world, ours, loss, size=size, law=OFF) < ZERO
+    if size == 2:
+        assert apart(trained_off_policy(world, loss, world.starts(1)[0], 2), ours) < TRAINED
+
+
+@pytest.mark.claim("F6")
+@pytest.mark.parametrize("seed", SEEDS)
+def test_without_the_path_or_with_the_kl_in_what_is_centred_beta_is_itself(seed):
+    world = World(seed)
+
+    def others(b):
+        centred = b.reward - b.reward.reshape(-1, 2).flip(1).reshape(-1)
+        return ((b.x - b.ref).sum(dim=1) - BETA * centred).square().mean()
+
+    def inside(b):
+        return family.agro_loss(b.x, b.ref, b.reward, kl_weight=ALPHA, **b.marks)
+
+    def in_reward(b):
+        options = {"scale": "none", "kl": "reward", "kl_weight": ALPHA, "log_ref": b.ref}
+        return family.grpo_loss(b.x, b.old, b.reward, **options, **b.marks)
+
+    for loss in (others, inside, in_reward):
+        assert gap(world, world.target(), loss, size=2) < ZERO
+        assert gap(world, world.target(BETA / 2), loss, size=2) > 1e-4
+
+
+# F7: losses of differences.
+
+
+@pytest.mark.claim("F7")
+@pytest.mark.parametrize("seed", SEEDS)
+def test_dpo_on_a_chain_of_comparisons_finds_the_target_at_its_own_temperature(seed):
+    world, order = World(seed), torch.randperm(6, generator=generator(seed))
+    chain = torch.stack([order[:-1], order[1:]], dim=1)
+    index = torch.cat([chain, chain.flip(1)])
+    log_chance = (torch.sigmoid(world.reward[index[:, 0]] - world.reward[index[:, 1]]) / 5).log()
+
+    def loss(b):
+        return family.dpo_loss(b.x, b.ref, b.pairs, kl_weight=ALPHA, **b.only)
+
+    groups = (index, log_chance)
+    ours = fixed_points.target(world.log_ref, world.reward, beta=BETA)
+    assert gap(world, ours, loss, size=2, groups=groups) < ZERO
+    assert gap(world, fixed_points.target(world.log_ref, world.reward, beta=1.0), loss, size=2, groups=groups) > 1e-3
+    apart_by = tensor([float(loss(batch_of(world, world.log_pi(world.starts(1)[0]), row[None]))) for row in index])
+    assert bool((apart_by > 0).all())
+
+    def value(logits):
+        log_pi = world.log_pi(logits)
+        return sum(p * loss(batch_of(world, log_pi, row[None])) for p, row in zip(log_chance.exp(), index, strict=True))
+
+    (logits,) = descended(value, world.starts(1)[0])
+    assert apart(world.law(logits), ours) < TRAINED
+
+
+@pytest.mark.claim("F7")
+@pytest.mark.parametrize("seed", SEEDS)
+def test_rebel_solved_fully_adds_its_step_size_each_round(seed):
+    world = World(seed)
+    for k in range(1, 4):
+        before = fixed_points.target(world.log_ref, world.reward, beta=(k - 1) * 0.7) if k > 1 else world.log_ref
+        old = world.paths.per_step(mdp.log_softmax(world.problem, world.logits_of(before)))
+
+        def loss(b, old=old):
+            return family.rebel_loss(b.x, old[b.rows], b.reward, b.pairs, step_size=0.7, **b.only)
+
+        ours = fixed_points.target(world.log_ref, world.reward, beta=k * 0.7)
+        assert gap(world, ours, loss, size=2, law=before) < ZERO
+        assert apart(trained_off_policy(world, loss, world.starts(1)[0], 2), ours) < TRAINED
+
+
+@pytest.mark.claim("F7")
+@pytest.mark.parametrize("seed", SEEDS)
+def test_ipo_finds_the_tilt_by_the_chance_of_being_preferred(seed):
+    """Two draws, judged four times, in no order in particular; a mean over the tokens makes it length-normalised."""
+    world = World(seed)
+    first, second = torch.triu_indices(6, 6, 1)
+    wins = torch.full((6, 6), 2)
+    wins[first, second] = torch.randint(0, 5, (15,), generator=world.draws)
+    wins[second, first] = 4 - wins[first, second]
+    drawn = seen(world, 2)
+    won = wins[drawn[:, 0], drawn[:, 1]]
+    index = torch.cat([drawn.repeat_interleave(won, dim=0), drawn.flip(1).repeat_interleave(4 - won, dim=0)])
+    chance = wins.double() / 4 @ OFF.exp()
+    ours = {
+        False: fixed_points.target(world.log_ref, chance, beta=BETA),
+        True: fixed_points.length_normalised(world.log_ref, chance, world.steps, beta=BETA),
+    }
+    for per_token, law in ours.items():
+
+        def value(logits, per_token=per_token):
+            b = batch_of(world, world.log_pi(logits), index)
+            return family.ipo_loss(b.x, b.ref, b.pairs, kl_weight=ALPHA, per_token=per_token, **b.only)
+
+        (logits,) = descended(value, world.starts(1)[0])
+        assert apart(world.law(logits), law) < TRAINED
+        (slope,) = torch.autograd.grad(value(x := world.logits_of(law).requires_grad_()), x)
+        assert float(slope.abs().max()) < ZERO
+
+
+# F8: a plus for a minus.
+
+
+def flipped(attached: bool, size: int):
+    """The mean of a group added where it should be taken away; TorchGFN's neighbour keeps its gradient."""
+    if attached:
+        return lambda b: family.lm_vargrad_loss(b.x, b.ref, b.reward, kl_weight=ALPHA, **b.marks)
+
+    def loss(b):
+        d = (b.x - b.ref).sum(dim=1) - BETA * b.reward
+        return 0.5 * (d + d.detach().reshape(-1, size).mean(dim=1).repeat_interleave(size)).square().mean()
+
+    return loss
+
+
+@pytest.mark.claim("F8")
+@pytest.mark.parametrize("attached", [True, False])
+@pytest.mark.parametrize("size", [2, 3])
+def test_a_flipped_sign_keeps_the_target_on_policy_and_is_a_stand_in_off_policy(attached, size):
+    world = World(0)
+    world.reward = world.reward + (0.8 - world.log_z()) / BETA  # log Z is .8
+    loss, common = flipped(attached, size), {"beta": BETA, "log_behaviour": world.behaviour}
+    assert gap(world, world.target(), loss, size=size) < ZERO
+    ours = fixed_points.flipped_mean(world.log_ref, world.reward, **common, attached=attached, size=size)
+    assert gap(world, ours, loss, size=size, law=world.behaviour) < ZERO
+    assert gap(world, world.target(), loss, size=size, law=world.behaviour) > 1e-3
+    mean = float(world.behaviour.exp() @ (ours - world.log_ref - BETA * world.reward))
+    factor = 3 * (size - 1) / (size + 3) if attached else (size - 1) / (size + 1)
+    again = fixed_points.stand_in(world.log_ref, world.reward, factor * mean, **common)
+    assert apart(again.exp(), ours) < ZERO
+    if size == 2:
+        ours = fixed_points.flipped_mean(
+            world.log_ref, world.reward, beta=BETA, log_behaviour=OFF, attached=attached, size=2
+        )
+        start = world.starts(1)[0]
+        if attached:
+            assert apart(trained_off_policy(world, loss, start, 2), ours) < TRAINED
+        else:
+            assert apart(balanced(world, loss, start, size=2, law=OFF), ours) < TRAINED
+
+
+@pytest.mark.claim("F8")
+@pytest.mark.parametrize("attached", [True, False])
+def test_the_population_takes_the_mean_once_or_three_times(attached):
+    """And keeps the target where log Z = 0, or on its own paths."""
+    world = World(1)
+    at_zero = world.reward - world.log_z() / BETA
+    for shift in (0.8, -0.05):
+        world.reward = at_zero + shift / BETA
+        ours = fixed_points.flipped_mean(
+            world.log_ref, world.reward, beta=BETA, log_behaviour=world.behaviour, attached=attached
+        )
+        mean = float(world.behaviour.exp() @ (ours - world.log_ref - BETA * world.reward))
+        assert gap(world, ours, a_star_po((3 if attached else 1) * mean), law=world.behaviour) < 1e-11
+        kept = fixed_points.flipped_mean(
+            world.log_ref, world.reward, beta=BETA, log_behaviour=world.target(), attached=attached
+        )
+        assert apart(kept.exp(), world.target()) < 1e-12
+    kept = fixed_points.flipped_mean(
+        world.log_ref, at_zero, beta=BETA, log_behaviour=world.behaviour, attached=attached
+    )
+    assert apart(kept.exp(), world.target()) < 1e-12
+    with pytest.raises(ValueError, match="too little for a solution on W_0"):
+        fixed_points.flipped_mean(
+            world.log_ref, at_zero - 3 / BETA, beta=BETA, log_behaviour=world.behaviour, attached=attached
+        )
+
+
+# F9: weighted likelihood.
+
+
+@pytest.mark.claim("F9")
+@pytest.mark.parametrize("seed", SEEDS)
+def test_reward_weighted_rounds_multiply_the_weight(seed):
+    world = World(seed)
+
+    def loss(b):
+        return family.reward_weighted_loss(b.x, b.reward, kl_weight=ALPHA, **b.only)
+
+    before = world.log_ref
+    for k in range(1, 4):
+        ours = fixed_points.target(world.log_ref, world.reward, beta=k * BETA)
+        assert gap(world, ours, loss, law=before) < ZERO
+        before = ours
+    assert apart(solved(world, loss, world.starts(1)[0], law=world.log_ref, rate=0.5), world.target()) < TRAINED
+    # single steps on the policy's own paths: nothing interior, and the best path takes all
+    for start in world.starts(3):
+        assert float(expected_gradient(world, loss, start).abs().max()) > 1e-4
+    ended = solved(world, loss, torch.zeros(9, dtype=torch.float64), rate=0.5, steps=100)
+    assert int(ended.argmax()) == int(world.reward.argmax()) and float(ended.max()) > 0.999
+
+
+@pytest.mark.claim("F9")
+def test_a_filter_is_its_own_square():
+    world = World(0)
+    kept = torch.where(world.reward >= 0.0, 0.0, -math.inf).double()
+    ours = fixed_points.target(world.log_ref, kept, beta=1.0)
+    assert torch.equal(ours, fixed_points.target(world.log_ref, kept, beta=3.0))
+    assert ours.exp().tolist() == pytest.approx(
+        (world.log_ref.exp() * kept.exp() / (world.log_ref.exp() @ kept.exp())).tolist()
+    )
+
+    def loss(b):
+        return family.filtered_likelihood_loss(b.x, b.reward, threshold=0.0, **b.only)
+
+    for law in (world.log_ref, ours.clamp(min=-200.0)):  # a second round, from what the first left
+        ended = solved(world, loss, torch.zeros(9, dtype=torch.float64), law=law, rate=0.3, steps=100)
+        assert float((ended - ours.exp()).abs().max()) < 1e-4
+
+
+# What they refuse.
+
+LAW, R = tensor([0.2, 0.3, 0.5]).log(), tensor([1.0, 0.0, -1.0])
+N, TREE2 = torch.tensor([1, 2, 2]), mdp.tree(2, 2)
+PAIR = {"beta": 2.0, "log_behaviour": LAW}
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (lambda: fixed_points.target(LAW.tolist(), R, beta=1.0), "log_ref is a list; expected a Tensor"),
+        (lambda: fixed_points.target(LAW.float(), R, beta=1.0), "log_ref is torch.float32; expected torch.float64"),
+        (lambda: fixed_points.target(LAW + 0.1, R, beta=1.0), "log_ref sums to probability"),
+        (lambda: fixed_points.target(LAW[:, None], R, beta=1.0), "log_ref sums to probability"),
+        (lambda: fixed_points.target(LAW.clone().requires_grad_(), R, beta=1.0), "log_ref requires a gradient"),
+        (lambda: fixed_points.target(LAW, R[:2], beta=1.0), "log_reward has shape"),
+        (lambda: fixed_points.target(LAW, R.float(), beta=1.0), "log_reward is torch.float32"),
+        (lambda: fixed_points.target(LAW, R * math.nan, beta=1.0), "log_reward holds NaN"),
+        (lambda: fixed_points.target(LAW, torch.full_like(R, -math.inf), beta=1.0), "the largest log_reward"),
+        (lambda: fixed_points.target(LAW, R, beta=0.0), "beta is 0.0"),
+        (lambda: fixed_points.stand_in(LAW, R, math.inf, **PAIR), "log_z is inf"),
+        (lambda: fixed_points.stand_in(LAW, R, R[:2], **PAIR), "log_z has shape"),
+        (lambda: fixed_points.stand_in(LAW, R, 0.0, beta=-1.0, log_behaviour=LAW), "beta is -1.0"),
+        (lambda: fixed_points.stand_in(LAW, R - math.inf, 0.0, **PAIR), "log_reward holds 3"),
+        (lambda: fixed_points.stand_in(LAW, R, 0.0, beta=1.0, log_behaviour=LAW[1:] - LAW[1:].logsumexp(0)), "shape"),
+        (
+            lambda: fixed_points.stand_in(LAW, R, 0.0, beta=1.0, log_behaviour=tensor([0.0, -math.inf, -math.inf])),
+            "log_behaviour holds 2 value",
+        ),
+        (lambda: fixed_points.stand_in(LAW, R, 0.0, **PAIR, steps=N.double()), "steps is"),
+        (lambda: fixed_points.stand_in(LAW, R, 9.0, **PAIR), "too little for a solution on W_0"),
+        (lambda: fixed_points.flipped_mean(LAW, R, **PAIR, attached=1), "attached is a int"),
+        (lambda: fixed_points.flipped_mean(LAW, R, **PAIR, attached=True, size=0), "size is 0"),
+        (lambda: fixed_points.inclusive_mean(0.0, size=2), "beta is 0.0"),
+        (lambda: fixed_points.inclusive_mean(1.0, size=0), "size is 0"),
+        (lambda: fixed_points.length_normalised(LAW, R, [1, 2, 2], beta=1.0), "steps is a list"),
+        (lambda: fixed_points.length_normalised(LAW, R, N - 1, beta=1.0), "steps is"),
+        (lambda: fixed_points.length_normalised(LAW, R, N[:2], beta=1.0), "steps is"),
+        (lambda: fixed_points.residual_over_length(LAW, R, "c", N, beta=1.0), "log_z is 'c'"),
+        (lambda: fixed_points.per_step_kl("tree", kl_weight=1.0, estimator="k2"), "problem is a str"),
+        (lambda: fixed_points.per_step_kl(TREE2, kl_weight=0.0, estimator="k2"), "kl_weight is 0.0"),
+        (lambda: fixed_points.per_step_kl(TREE2, kl_weight=1.0, estimator="k1"), "estimator is 'k1'"),
+        (
+            lambda: fixed_points.per_step_kl(
+                TREE2.with_rewards(TREE2.rewards - math.inf), kl_weight=1.0, estimator="k2"
+            ),
+            "rewards holds 6",
+        ),
+        (lambda: fixed_points.standardised_success(0.0, kl_weight=1.0, estimator="k3"), "success is 0.0"),
+        (lambda: fixed_points.standardised_success(1.0, kl_weight=1.0, estimator="k3"), "1 - success is 0.0"),
+        (lambda: fixed_points.standardised_success(0.5, kl_weight=0.0, estimator="k3"), "kl_weight is 0.0"),
+        (lambda: fixed_points.standardised_success(0.5, kl_weight=1e200, estimator="k3"), r"kl_weight is 1e\+200"),
+        (lambda: fixed_points.standardised_success(0.5, kl_weight=1.0, estimator="k2"), "estimator is 'k2'"),
+        (lambda: fixed_points.standardised_success(0.5, kl_weight=1.0, estimator="k3", group=2), "none with k3"),
+        (lambda: fixed_points.standardised_success(0.5, kl_weight=1.0, estimator="k3", epsilon=0.1), "none with k3"),
+        (lambda: fixed_points.standardised_success(0.5, kl_weight=1.0, estimator="reverse", group=1), "group is 1"),
+        (lambda: fixed_points.standardised_success(0.5, kl_weight=1.0, estimator="reverse", group=-2), "group is -2"),
+        (
+            lambda: fixed_points.standardised_success(0.5, kl_weight=1.0, estimator="reverse", correction=1),
+            "correction is 1",
+        ),
+        (
+            lambda: fixed_points.standardised_success(0.5, kl_weight=1.0, estimator="reverse", epsilon=-0.1),
+            "epsilon is -0.1",
+        ),
+        (lambda: fixed_points.critical_kl_weight(1.5), "1 - success is -0.5"),
+        (lambda: fixed_points.critical_kl_weight("half"), "success is 'half'"),
+        (lambda: fixed_points.standardised_tilts(LAW, R, R, kl_weight=1.0), "tilts is"),
+        (lambda: fixed_points.standardised_tilts(LAW, R, [1.0], kl_weight=1.0), "tilts is a list"),
+        (lambda: fixed_points.standardised_tilts(LAW, R, R.exp().flip(0), kl_weight=0.0), "kl_weight is 0.0"),
+        (lambda: fixed_points.log_lambert_w(tensor([0.0, -2.0]), negative=True), "x reaches 0"),
+        (lambda: fixed_points.log_lambert_w(tensor([math.nan])), "x holds 1"),
+        (lambda: fixed_points.log_lambert_w(1.0), "x is a float"),
+    ],
+)
+def test_what_is_wrong_is_refused_by_name(call, text):
+    with pytest.raises(ValueError, match=text):
+        call()

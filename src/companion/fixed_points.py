@@ -78,7 +78,7 @@ def stand_in(
     stationary point; beyond, others have one path on W_-1, and this one ends, at the latest at ``log Z + 1``.
     Source: Richemond et al. (2024), Proposition 1; Xu et al. (2026). Chapter ``what-your-loss-converges-to``.
     """
-    tilt, log_weight = _tilt(log_ref, log_reward, log_z, beta), log_ref - _check_law("log_behaviour", log_behaviour)
+    tilt, log_weight = _tilt(log_ref, log_reward, log_z, beta), _log_weight(log_ref, log_behaviour)
     return _main_branch(log_ref, tilt, log_weight if steps is None else log_weight + _lengths(steps, log_ref).log())
 
 
@@ -91,7 +91,7 @@ def flipped_mean(
     (``attached``); in batches of ``size`` (n - 1) / (n + 1) or 3 (n - 1) / (n + 3). Source: none, it is ours. Chapter
     ``what-your-loss-converges-to``.
     """
-    tilt, log_weight = _tilt(log_ref, log_reward, 0.0, beta), log_ref - _check_law("log_behaviour", log_behaviour)
+    tilt, log_weight = _tilt(log_ref, log_reward, 0.0, beta), _log_weight(log_ref, log_behaviour)
     check_kind("attached", attached, bool)
     factor = 3.0 if attached else 1.0
     if size is not None:
@@ -348,14 +348,19 @@ def _lengths(steps: Tensor, log_ref: Tensor) -> Tensor:
     return steps.double()
 
 
-def _check_law(name: str, law: Tensor) -> Tensor:
+def _log_weight(log_ref: Tensor, log_behaviour: Tensor) -> Tensor:
+    _check_law("log_behaviour", log_behaviour)
+    check_like("log_behaviour", log_behaviour, log_ref, log_ref.shape, _PER_PATH)
+    return log_ref - log_behaviour
+
+
+def _check_law(name: str, law: Tensor) -> None:
     check_kind(name, law, Tensor)
     if law.dtype != torch.float64:
         raise ValueError(f"{name} is {law.dtype}; expected torch.float64. Convert it with .double().")
     check_constant(**{name: law})
     check_finite(name, law, "Leave paths out that cannot occur.")
     check_law(name, law.exp(), 1e-9)
-    return law
 
 
 def _check_option(estimator: str, known: tuple[str, ...]) -> None:
