@@ -506,6 +506,74 @@ def test_it_agrees_with_the_target_where_plain_and_soft_values_differ_by_a_const
     assert agreements == [False, False, True, True, False, True, True, True]
 
 
+@pytest.mark.claim("F3", "F4")
+@pytest.mark.parametrize("estimator", ["k2", "k3"])
+def test_where_paths_meet_again_the_recursion_holds_and_a_stand_in_is_no_policy(estimator):
+    world = World(0, problem=mdp.randomise(mdp.small_graph(), generator(1), reward_scale=0.4))
+
+    def loss(b):
+        pull = 1 - (b.ref - b.x.detach()).exp() if estimator == "k3" else b.old - b.ref
+        return ((ALPHA * pull - b.reward[:, None]) * b.x).sum(dim=1).mean()
+
+    assert gap(world, fixed_points.per_step_kl(world.problem, kl_weight=ALPHA, estimator=estimator), loss) < ZERO
+    c = world.log_z() - 3
+    away = fixed_points.stand_in(world.log_ref, world.reward, c, beta=BETA, log_behaviour=world.behaviour)
+    assert apart(world.law(world.logits_of(away)), away) > 1e-3
+    assert gap(world, away, a_star_po(c), law=world.behaviour) > 1e-4
+    assert gap(world, world.target(), a_star_po(world.log_z()), law=world.behaviour) < ZERO
+
+
+@pytest.mark.claim("F3")
+@pytest.mark.parametrize("seed", SEEDS)
+def test_off_policy_each_state_is_a_stand_in_of_its_own(seed):
+    """The DRO of verl on paths of a fixed policy, whose plain Q stands for the reward."""
+    world = World(seed)
+    drawn = world.behaviour.exp()
+    policy = torch.empty(9, dtype=torch.float64)
+    for state in world.problem.source.unique().tolist():
+        edges = [edge for edge, _ in edges_from(world.problem, state)]
+        through = torch.stack([(world.paths.edges == edge).any(dim=1).double() for edge in edges])
+        chance = through @ drawn
+        q, here = (through * drawn) @ world.reward / chance, (chance / chance.sum()).log()
+        policy[edges] = fixed_points.stand_in(world.problem.log_ref[edges], q + 3, 0.0, beta=BETA, log_behaviour=here)
+    ours = world.paths.log_prob(policy)
+
+    def loss(b):
+        return family.dro_per_token_loss(b.x, b.ref, b.reward + 3, kl_weight=ALPHA, **b.only)
+
+    assert gap(world, ours, loss, law=world.behaviour) < ZERO
+    assert apart(balanced(world, loss, world.starts(1)[0], law=world.behaviour), ours) < TRAINED
+
+
+@pytest.mark.claim("F3")
+@pytest.mark.parametrize("seed", SEEDS)
+def test_averaged_over_each_paths_length_the_mean_reward_moves_the_point(seed):
+    """TRL's ``loss_type="grpo"``: log u is ((r - v) / |y| + kappa) over 1 / |y|, both in the mean after each choice."""
+    world, options = World(seed), {"scale": "none", "normalisation": "grpo", "kl": "k3_ratio", "kl_weight": ALPHA}
+
+    def loss(b):
+        return family.grpo_loss(b.x, b.old, b.reward, log_ref=b.ref, **options, **b.marks)
+
+    ended = solved(world, loss, world.starts(1)[0], size=2, rate=2.0, steps=200)
+    policy = mdp.log_softmax(world.problem, world.logits_of(ended.log()))
+    v, share = float(ended @ world.reward), 1 / world.steps.double()
+
+    def spread(centre: float) -> float:
+        """By how much kappa differs between the choices of a state, at the most."""
+        worst = 0.0
+        for state in world.problem.source.unique().tolist():
+            edges = [edge for edge, _ in edges_from(world.problem, state)]
+            law = torch.stack([(world.paths.edges == edge).any(dim=1) * ended for edge in edges])
+            law = law / law.sum(dim=1, keepdim=True)
+            log_u = (policy - world.problem.log_ref)[edges]
+            kappa = ALPHA * log_u * (law @ share) - law @ (0.5 * (world.reward - centre) * share)
+            worst = max(worst, float(kappa.max() - kappa.min()))
+        return worst
+
+    assert spread(v) < TRAINED < 1e-3 < spread(v + 1)
+    assert apart(ended, fixed_points.per_step_kl(scaled(world, 0.5), kl_weight=ALPHA, estimator="k2")) > 1e-4
+
+
 @pytest.mark.claim("F3")
 def test_as_the_weight_falls_it_takes_the_best_return_and_splits_ties_as_the_reference():
     problem = mdp.from_edges([(0, 1), (0, 2), (0, 3)]).with_rewards(tensor([1.0, 1.0, 0.9]))
@@ -548,7 +616,7 @@ def with_success(p: float) -> torch.Tensor:
     return (REFERENCE * tensor([p / SUCCESS] * 2 + [(1 - p) / (1 - SUCCESS)] * 2)).log()
 
 
-def standardised(kl_weight: float, *, pole: bool = False, per_step=None):
+def standardised(kl_weight: float, *, pole: bool = False):
     """Rewards less their mean over the deviation under the policy itself, and a KL (or k3) of the sampled steps."""
 
     def loss(b):
@@ -733,8 +801,10 @@ def test_a_deviation_of_rewards_that_have_the_kl_in_them_keeps_the_target(epsilo
         )
 
     assert gap(world, world.target(), loss, size=3) < 1e-9
-    ended = solved(world, loss, world.starts(1)[0], size=3, rate=0.05, steps=400)
-    assert apart(ended, world.target()) < 0.1
+    assert attracts(world, world.target(), loss, size=3)
+    if epsilon == 0.1:  # with less, steps near the target do not shrink, and the end is only as near as they are short
+        ended = solved(world, loss, world.starts(1)[0], size=3, rate=0.2, steps=200)
+        assert apart(ended, world.target()) < TRAINED
 
 
 # F6: a mean that contains the sample.
@@ -861,7 +931,7 @@ def test_ipo_finds_the_tilt_by_the_chance_of_being_preferred(seed):
 
 
 def flipped(attached: bool, size: int):
-    """The mean of a group added where it should be taken away; TorchGFN's neighbour keeps its gradient."""
+    """The mean of a group added where it should be taken away; in the code that has it, the mean keeps its gradient."""
     if attached:
         return lambda b: family.lm_vargrad_loss(b.x, b.ref, b.reward, kl_weight=ALPHA, **b.marks)
 
@@ -984,6 +1054,9 @@ PAIR = {"beta": 2.0, "log_behaviour": LAW}
         (lambda: fixed_points.target(LAW.clone().requires_grad_(), R, beta=1.0), "log_ref requires a gradient"),
         (lambda: fixed_points.target(LAW, R[:2], beta=1.0), "log_reward has shape"),
         (lambda: fixed_points.target(LAW, R.float(), beta=1.0), "log_reward is torch.float32"),
+        (lambda: fixed_points.target(LAW, R.clone().requires_grad_(), beta=1.0), "log_reward requires"),
+        (lambda: fixed_points.stand_in(LAW, R, R.clone().requires_grad_(), **PAIR), "log_z requires"),
+        (lambda: fixed_points.stand_in(LAW, R.clone().requires_grad_(), 0.0, **PAIR), "log_reward requires"),
         (lambda: fixed_points.target(LAW, R * math.nan, beta=1.0), "log_reward holds NaN"),
         (lambda: fixed_points.target(LAW, torch.full_like(R, -math.inf), beta=1.0), "the largest log_reward"),
         (lambda: fixed_points.target(LAW, R, beta=0.0), "beta is 0.0"),
@@ -1045,3 +1118,20 @@ PAIR = {"beta": 2.0, "log_behaviour": LAW}
 def test_what_is_wrong_is_refused_by_name(call, text):
     with pytest.raises(ValueError, match=text):
         call()
+
+
+@pytest.mark.claim("F1")
+@pytest.mark.parametrize(("scale", "above"), [(500.0, -3.0), (500.0, 0.2), (1.0, -1e4), (1e-9, -1e-12)])
+def test_in_logarithms_nothing_overflows(scale, above):
+    """Probabilities down to e^-90, tilts of hundreds: still a law, and the residual is proportional to pi / b."""
+    draws = generator(3)
+    log_ref, log_b = (20 * torch.randn(2, 6, generator=draws, dtype=torch.float64)).log_softmax(dim=1)
+    reward = scale * torch.randn(6, generator=draws, dtype=torch.float64)
+    c = float((log_ref + reward).logsumexp(dim=0)) + above
+    ours = fixed_points.stand_in(log_ref, reward, c, beta=1.0, log_behaviour=log_b)
+    assert abs(float(ours.logsumexp(dim=0))) < 1e-10
+    residual = reward - c + log_ref - ours
+    rates = residual.abs() * (log_b - ours).exp()
+    told = residual.abs() > 1e-8 * (abs(c) + scale)
+    assert bool(((rates / rates[residual.abs().argmax()] - 1).abs()[told] < 1e-6).all())
+    assert bool((residual[told].sign() == -math.copysign(1.0, above)).all())

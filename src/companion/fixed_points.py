@@ -21,8 +21,8 @@ p* for :func:`target`, beta for 1 / ``kl_weight``:
   path's own length (``grpo`` with ``"grpo"``), the recursion also needs the policy's own mean reward: no closed form.
 
 ``log_ref`` and ``log_behaviour`` are laws of all paths, ``[paths]``, nats; ``log_reward`` is ``[paths]``; ``log_z``, c,
-what stands for log Z: a number or ``[paths]``, nats; ``steps`` ``[paths]``, int64, true lengths. Tensors are float64,
-results too: log-probabilities, ``[paths]``, unless said otherwise. ``ValueError``: a wrong kind, shape or dtype, what
+what stands for log Z: a number or ``[paths]``, nats; ``steps`` ``[paths]``, integers, true lengths. All is float64, the
+results log-probabilities, ``[paths]``, unless said otherwise. ``ValueError``: a wrong kind, shape or dtype, what
 is no law, not finite or out of range, and where there is no solution.
 """
 
@@ -63,6 +63,7 @@ def target(log_ref: Tensor, log_reward: Tensor, *, beta: float) -> Tensor:
     _check_law("log_ref", log_ref)
     check_number("beta", beta, above=0)
     check_fits("log_reward", log_reward, log_ref, log_ref.shape, _PER_PATH)
+    check_constant(log_reward=log_reward)
     check_minus_infinity_only("log_reward", log_reward)
     check_finite("the largest log_reward", log_reward.max(), "Lower the threshold.")
     return (log_ref + beta * log_reward).log_softmax(dim=0)
@@ -214,7 +215,7 @@ def standardised_tilts(
     for the *natural* gradient's flow; B to infinity attracts too. Source: none, it is ours. Chapter
     ``what-your-loss-converges-to``.
     """
-    _tilt(log_ref, log_reward, 0.0, 1.0)
+    _tilt(log_ref, log_reward, 0.0, 1.0)  # only to check
     check_number("kl_weight", kl_weight, above=0)
     check_kind("tilts", tilts, Tensor)
     if tilts.ndim != 1 or tilts.dtype != torch.float64 or not bool((tilts > 0).all() & (tilts.diff() > 0).all()):
@@ -334,8 +335,10 @@ def _tilt(log_ref: Tensor, log_reward: Tensor, log_z: Number, beta: float) -> Te
     _check_law("log_ref", log_ref)
     check_number("beta", beta, above=0)
     check_like("log_reward", log_reward, log_ref, log_ref.shape, _PER_PATH)
+    check_constant(log_reward=log_reward)
     if isinstance(log_z, Tensor):
         check_scalar("log_z", log_z, log_ref)
+        check_constant(log_z=log_z)
     else:
         check_number("log_z", log_z)
     return beta * log_reward - log_z
@@ -343,8 +346,10 @@ def _tilt(log_ref: Tensor, log_reward: Tensor, log_z: Number, beta: float) -> Te
 
 def _lengths(steps: Tensor, log_ref: Tensor) -> Tensor:
     check_kind("steps", steps, Tensor)
-    if steps.dtype != torch.int64 or steps.shape != log_ref.shape or bool((steps < 1).any()):
-        raise ValueError(f"steps is {tuple(steps.shape)}; expected {_PER_PATH}, int64, 1 or more. Pass true lengths.")
+    if steps.dtype not in (torch.int32, torch.int64) or steps.shape != log_ref.shape or bool((steps < 1).any()):
+        raise ValueError(
+            f"steps is {tuple(steps.shape)}; expected {_PER_PATH}, integers, 1 or more. Pass true lengths."
+        )
     return steps.double()
 
 
