@@ -518,31 +518,54 @@ def test_where_paths_meet_again_the_recursion_holds_and_a_stand_in_is_no_policy(
     assert gap(world, fixed_points.per_step_kl(world.problem, kl_weight=ALPHA, estimator=estimator), loss) < ZERO
     c = world.log_z() - 3
     away = fixed_points.stand_in(world.log_ref, world.reward, c, beta=BETA, log_behaviour=world.behaviour)
-    assert apart(world.law(world.logits_of(away)), away) > 1e-3
-    assert gap(world, away, a_star_po(c), law=world.behaviour) > 1e-4
+    assert apart(world.law(world.logits_of(away)), away) > 1e-4
+    assert gap(world, away, a_star_po(c), law=world.behaviour) > 1e-5
     assert gap(world, world.target(), a_star_po(world.log_z()), law=world.behaviour) < ZERO
+
+
+def by_state(world: World, log_law: torch.Tensor, here) -> torch.Tensor:
+    """The law whose policy at each state is ``here(log_ref, Q, log b)``, Q the plain mean reward under a law b."""
+    policy, drawn = torch.empty_like(world.problem.log_ref), log_law.exp()
+    for state in world.problem.source.unique().tolist():
+        edges = [edge for edge, _ in edges_from(world.problem, state)]
+        through = torch.stack([(world.paths.edges == edge).any(dim=1) * drawn for edge in edges])
+        chance = through.sum(dim=1)
+        policy[edges] = here(
+            world.problem.log_ref[edges], through @ world.reward / chance, (chance / chance.sum()).log()
+        )
+    return world.paths.log_prob(policy)
 
 
 @pytest.mark.claim("F3")
 @pytest.mark.parametrize("seed", SEEDS)
-def test_off_policy_each_state_is_a_stand_in_of_its_own(seed):
-    """The DRO of verl on paths of a fixed policy, whose plain Q stands for the reward."""
+def test_off_policy_each_state_has_a_point_of_its_own(seed):
+    """The DRO of verl on paths of a fixed policy: a stand-in. prime-rl, whose reference drew them: a tilt, and -W_0."""
     world = World(seed)
-    drawn = world.behaviour.exp()
-    policy = torch.empty(9, dtype=torch.float64)
-    for state in world.problem.source.unique().tolist():
-        edges = [edge for edge, _ in edges_from(world.problem, state)]
-        through = torch.stack([(world.paths.edges == edge).any(dim=1).double() for edge in edges])
-        chance = through @ drawn
-        q, here = (through * drawn) @ world.reward / chance, (chance / chance.sum()).log()
-        policy[edges] = fixed_points.stand_in(world.problem.log_ref[edges], q + 3, 0.0, beta=BETA, log_behaviour=here)
-    ours = world.paths.log_prob(policy)
 
-    def loss(b):
+    def dro(b):
         return family.dro_per_token_loss(b.x, b.ref, b.reward + 3, kl_weight=ALPHA, **b.only)
 
-    assert gap(world, ours, loss, law=world.behaviour) < ZERO
-    assert apart(balanced(world, loss, world.starts(1)[0], law=world.behaviour), ours) < TRAINED
+    ours = by_state(
+        world,
+        world.behaviour,
+        lambda ref, q, b: fixed_points.stand_in(ref, q + 3, 0.0, beta=BETA, log_behaviour=b),
+    )
+    assert gap(world, ours, dro, law=world.behaviour) < ZERO
+    assert apart(balanced(world, dro, world.starts(1)[0], law=world.behaviour), ours) < TRAINED
+
+    def prime(penalty, kl_weight):
+        return lambda b: family.prime_rl_loss(b.x, b.ref, b.reward, kl_weight=kl_weight, penalty=penalty, **b.only)
+
+    def product_log(ref, q, _):
+        def log_law(kappa):
+            return ref - torch.from_numpy(special.lambertw((kappa - q).numpy() / 6).real)
+
+        kappa = optimize.brentq(lambda k: float(log_law(k).logsumexp(dim=0)), float(q.max()) - 6 / math.e + 1e-9, 100.0)
+        return log_law(kappa)
+
+    tilted = by_state(world, world.log_ref, lambda ref, q, _: fixed_points.target(ref, q, beta=BETA))
+    assert gap(world, tilted, prime("weighted", ALPHA), law=world.log_ref) < ZERO
+    assert gap(world, by_state(world, world.log_ref, product_log), prime("square", 3.0), law=world.log_ref) < 1e-10
 
 
 @pytest.mark.claim("F3")

@@ -14,16 +14,17 @@ p* for :func:`target`, beta for 1 / ``kl_weight``:
   ``lm_vargrad`` by :func:`flipped_mean`. For a log-mean-exp that contains the path ``log_z`` is its mean given the
   path: known off-policy; on-policy it moves with the policy, and no closed form is known.
 * :func:`length_normalised`: ``flowrl``, whose reward is the mean of A given the path.
-* :func:`per_step_kl`, on-policy: ``"k2"`` for ``dro_per_token``, ``prime_rl`` (``"weighted"``; ``"square"`` at twice
-  the weight), ``grpo`` with ``"k3_ratio"``; ``"k3"`` for its ``"k3"``, rewards times :func:`inclusive_mean`; over a
-  deviation :func:`standardised_success`. Off-policy each state is a :func:`stand_in`, with b's Q for the reward.
+* :func:`per_step_kl`, on-policy: ``"k2"`` for ``dro_per_token`` and ``grpo`` with ``"k3_ratio"``, ``"k3"`` for its
+  ``"k3"``, rewards times :func:`inclusive_mean`; over a deviation :func:`standardised_success`. Off-policy, at each
+  state, b's plain Q for the reward: ``dro_per_token`` :func:`stand_in`; ``prime_rl``, whose reference is b,
+  ``"weighted"`` :func:`target`, ``"square"`` ``log u = -W_0((kappa - Q) / (2 alpha))``.
 * None: ``opmd``, ``grpo`` at weight 0, ``prime_rl`` with ``"log_ratio"``: no pull to a reference. Averaged over each
   path's own length (``grpo`` with ``"grpo"``), the recursion also needs the policy's own mean reward: no closed form.
 
 ``log_ref`` and ``log_behaviour`` are laws of all paths, ``[paths]``, nats; ``log_reward`` is ``[paths]``; ``log_z``, c,
-what stands for log Z: a number or ``[paths]``, nats; ``steps`` ``[paths]``, integers, true lengths. All is float64, the
-results log-probabilities, ``[paths]``, unless said otherwise. ``ValueError``: a wrong kind, shape or dtype, what
-is no law, not finite or out of range, and where there is no solution.
+what stands for log Z: a number or ``[paths]``, nats; ``steps`` ``[paths]``, integers, true lengths. Results are
+log-probabilities, ``[paths]``, unless said otherwise; all is float64. ``ValueError``: a wrong kind, shape or dtype,
+what is no law, not finite or out of range, and where there is no solution.
 """
 
 import math
@@ -295,8 +296,11 @@ def _pole(log_ref: Tensor, tilt: Tensor) -> Tensor:
 def _normalised(log_ref: Tensor, tilt: Tensor, slope: Tensor) -> Tensor:
     """Return ``log_ref + tilt - c slope`` with c from normalisation; slope > 0."""
     ratio = tilt / slope
-    mass = lambda c: float(torch.logsumexp(log_ref + tilt - c * slope, dim=0))  # noqa: E731
-    return log_ref + tilt - _bisect(mass, float(ratio.min()), float(ratio.max())) * slope
+
+    def law(c: float) -> Tensor:
+        return log_ref + tilt - c * slope
+
+    return law(_bisect(lambda c: float(law(c).logsumexp(dim=0)), float(ratio.min()), float(ratio.max())))
 
 
 def _gain(x: Tensor, group: int, correction: int, epsilon: float) -> Tensor:
