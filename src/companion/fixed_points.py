@@ -235,7 +235,7 @@ def standardised_tilts(
 def log_lambert_w(x: Tensor, *, negative: bool = False) -> Tensor:
     """Return ``log W_0(exp(x))``, or with ``negative`` ``log(-W_0(-exp(x)))``, for x <= -1, where W_-1 begins.
 
-    The root of ``l + exp(l) = x``, or of ``l - exp(l) = x``; any shape. Source: Corless et al. (1996). Chapter
+    The root of ``l + exp(l) = x``, or of ``l - exp(l) = x``; any shape. Source: none, it is Newton's method. Chapter
     ``what-your-loss-converges-to``.
     """
     check_kind("x", x, Tensor)
