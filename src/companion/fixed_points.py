@@ -91,7 +91,7 @@ def flipped_mean(
 
     It is :func:`stand_in` with c = f E_b d, solved for both: f = 1, or 3 for a mean that keeps its gradient
     (``attached``); in batches of ``size`` (n - 1) / (n + 1) or 3 (n - 1) / (n + 3). Source: none, it is ours. Chapter
-    ``what-your-loss-converges-to``.
+    ``one-residual-many-names``.
     """
     tilt, log_weight = _tilt(log_ref, log_reward, 0.0, beta), _log_weight(log_ref, log_behaviour)
     check_kind("attached", attached, bool)
