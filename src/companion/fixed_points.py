@@ -49,8 +49,9 @@ from companion.validation import (
     check_scalar,
 )
 
-#: One, or one for each path; and true lengths, if given.
+#: One, or one for each path.
 Number: TypeAlias = Tensor | float
+#: True lengths, if given.
 Marks: TypeAlias = Tensor | None
 
 _HALVINGS, _POINTS, _PER_PATH = 80, 8001, "[paths], one entry per path"
