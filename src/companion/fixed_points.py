@@ -74,11 +74,11 @@ def target(log_ref: Tensor, log_reward: Tensor, *, beta: float) -> Tensor:
 def stand_in(
     log_ref: Tensor, log_reward: Tensor, log_z: Number, *, beta: float, log_behaviour: Tensor, steps: Marks = None
 ) -> Tensor:
-    """Return the minimum of ``E_b (c + log u - beta r)^2`` on the branch W_0, u = pi / pi_ref, c = ``log_z``.
+    """Return the minimum of ``E_b (c + log u - beta r)^2`` on the branch ``W_0``, u = pi / pi_ref, c = ``log_z``.
 
     ``log u = s - W_0(lambda w e^s)`` with s = beta r - c, w = pi_ref / b (times ``steps``, by which each square is
     divided, if given), lambda from normalisation. For ``c <= log Z + log(1 + (e - 1) min p*)`` it is the only
-    stationary point; beyond, others have one path on W_-1, and this one ends, at the latest at ``log Z + 1``.
+    stationary point; beyond, others have one path on ``W_-1``, and this one ends, at the latest at ``log Z + 1``.
     Source: Richemond et al. (2024), Proposition 1; Xu et al. (2026). Chapter ``what-your-loss-converges-to``.
     """
     tilt, log_weight = _tilt(log_ref, log_reward, log_z, beta), _log_weight(log_ref, log_behaviour)
@@ -234,7 +234,7 @@ def standardised_tilts(
 
 
 def log_lambert_w(x: Tensor, *, negative: bool = False) -> Tensor:
-    """Return ``log W_0(exp(x))``, or with ``negative`` ``log(-W_0(-exp(x)))``, for x <= -1, where W_-1 begins.
+    """Return ``log W_0(exp(x))``, or with ``negative`` ``log(-W_0(-exp(x)))``, for x <= -1, where ``W_-1`` begins.
 
     The root of ``l + exp(l) = x``, or of ``l - exp(l) = x``; any shape. Source: none, it is Newton's method. Chapter
     ``what-your-loss-converges-to``.
