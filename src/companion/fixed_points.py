@@ -169,7 +169,7 @@ def standardised_success(
     that the statistics are of, 0 for the population; ``correction`` 1 divides by n - 1; ``epsilon`` is added to the
     deviation: with it, or in groups, p = 1 repels, though the last p may round to it, and zeros are sought on a grid.
     ``stable`` and ``unstable`` for the gradient's flow, ascending. Source: Mroueh (2025); Vojnovic and Yun (2025).
-    Chapter ``what-your-loss-converges-to``.
+    Chapter ``what-dividing-by-the-deviation-leaves``.
     """
     logit = _check_success(success)
     _check_option(estimator, ("reverse", "k3"))
@@ -201,7 +201,7 @@ def critical_kl_weight(success: float) -> float:
     """Return the weight of the KL below which p = 1 is all that is left of :func:`standardised_success`, population.
 
     ``sinh(x/2)`` at ``(x - logit q) tanh(x/2) = 2``, where the stable and the unstable point meet. Source: none, it is
-    ours; the equation, Mroueh (2025). Chapter ``what-your-loss-converges-to``.
+    ours; the equation, Mroueh (2025). Chapter ``what-dividing-by-the-deviation-leaves``.
     """
     logit = _check_success(success)
     low = max(logit, 0.0)
@@ -215,7 +215,7 @@ def standardised_tilts(
 
     sigma(B) is the deviation of r under ``pi_ref exp(B r)``, which is then a fixed point. ``stable`` and ``unstable``
     for the *natural* gradient's flow; B to infinity attracts too. Source: none, it is ours. Chapter
-    ``what-your-loss-converges-to``.
+    ``what-dividing-by-the-deviation-leaves``.
     """
     _tilt(log_ref, log_reward, 0.0, 1.0)  # only to check
     check_number("kl_weight", kl_weight, above=0)
