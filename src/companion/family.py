@@ -26,19 +26,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from companion.validation import (
-    check_constant,
-    check_group,
-    check_log_pi,
-    check_number,
-    check_per_path,
-    check_per_step,
-    check_scalar,
-    check_steps,
-)
-
-#: ``[batch]``, integers, or None.
-Marks = Tensor | None
+from companion.validation import Marks, check_choice, check_constant, check_number, check_paths, check_scalar
 
 #: What stands for alpha log Z: the mean reward, or ``alpha log mean exp(r / alpha)``.
 PARTITIONS = ("mean", "log_mean_exp")
@@ -136,7 +124,7 @@ def pmd_loss(
     Source: horizon-rl/OpenKimi at 3126d4c, ``openkimi/pmd/core_algos.py``. Chapter ``one-residual-many-names``.
     """
     same, mask = _batch(log_pi, group, steps, kl_weight, 2, log_reward=log_reward, log_old=log_old)
-    _check_option("partition", partition, PARTITIONS)
+    check_choice("partition", partition, PARTITIONS)
     others = _others(same)
     if partition == "mean":
         centre = _mean(log_reward, others)
@@ -285,7 +273,7 @@ def qrpo_loss(
     ``one-residual-many-names``.
     """
     _batch(log_pi, None, steps, kl_weight, log_reward=quantile, log_ref=log_ref)
-    _check_option("transform", transform, ("log", "identity"))
+    check_choice("transform", transform, ("log", "identity"))
     if bool(((quantile <= 0) | (quantile > 1)).any()):
         raise ValueError(f"quantile reaches {quantile.min()} and {quantile.max()}; expected (0, 1]. Pass shares.")
     if transform == "log":
@@ -327,7 +315,7 @@ def prime_rl_loss(
     """
     _, mask = _batch(log_pi, None, steps, None, log_reward=advantage, log_old=log_old)
     check_number("kl_weight", kl_weight, at_least=0)
-    _check_option("penalty", penalty, PENALTIES)
+    check_choice("penalty", penalty, PENALTIES)
     log_ratio, gain = log_pi - log_old, advantage[:, None]
     if penalty == "weighted":
         per_token = -(log_ratio.exp() * (gain - kl_weight * log_ratio)).detach() * log_pi
@@ -465,17 +453,9 @@ def _batch(
     log_pi: Tensor, group: Marks, steps: Marks, kl_weight: float | None, minimum: int = 1, **given: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Check what a loss is given; return which paths share a group, ``[batch, batch]``, and which tokens count."""
-    check_log_pi(log_pi)
+    check_paths(log_pi, group=group, steps=steps, minimum=minimum, **given)
     if kl_weight is not None:
         check_number("kl_weight", kl_weight, above=0)
-    per_step = {name: value for name, value in given.items() if name != "log_reward"}
-    for name, value in per_step.items():
-        check_per_step(name, value, log_pi)
-    if "log_reward" in given:
-        check_per_path("log_reward", given["log_reward"], log_pi)
-    check_constant(**given)
-    check_group(group, log_pi, minimum=minimum)
-    check_steps(steps, log_pi=log_pi, **per_step)
     every = log_pi.new_ones(len(log_pi), dtype=torch.bool)
     same = every[:, None] & every if group is None else group[:, None] == group
     columns = torch.arange(log_pi.shape[1], device=log_pi.device)
@@ -487,7 +467,7 @@ def _others(same: Tensor) -> Tensor:
 
 
 def _partition(log_reward: Tensor, same: Tensor, kl_weight: float, partition: str) -> Tensor:
-    _check_option("partition", partition, PARTITIONS)
+    check_choice("partition", partition, PARTITIONS)
     if partition == "mean":
         return _mean(log_reward, same)
     return kl_weight * _log_mean_exp(log_reward / kl_weight, same)
@@ -523,11 +503,6 @@ def _pairs(pairs: Tensor, log_pi: Tensor) -> tuple[Tensor, Tensor]:
     return pairs[:, 0], pairs[:, 1]
 
 
-def _check_option(name: str, given: object, known: tuple[str, ...]) -> None:
-    if given not in known:
-        raise ValueError(f"{name} is {given!r}; expected one of {known}. Choose one of these.")
-
-
 def _check_grpo(
     kl_weight: float,
     log_ref: Tensor | None,
@@ -538,7 +513,7 @@ def _check_grpo(
 ) -> None:
     check_number("kl_weight", kl_weight, at_least=0)
     for name, (given, known) in options.items():
-        _check_option(name, given, known)
+        check_choice(name, given, known)
     for bound in clip:
         check_number("clip", bound, above=0)
     if (log_ref is None) != (kl_weight == 0):

@@ -16,7 +16,14 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from companion.validation import check_generator, check_kind, check_law, check_number, check_positive_integers
+from companion.validation import (
+    check_generator,
+    check_kind,
+    check_law,
+    check_number,
+    check_positive_integers,
+    check_weights,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -312,7 +319,8 @@ def solve(problem: Problem, *, kl_weight: float, entropy_weight: float = 0.0, ga
     chapter ``kl-regularised-rl``.
     """
     check_kind("problem", problem, Problem)
-    alpha = _check_weights(kl_weight, entropy_weight, gamma)
+    check_weights(kl_weight, entropy_weight, gamma)
+    alpha = kl_weight + entropy_weight
     values = torch.zeros(problem.n_states, dtype=problem.rewards.dtype)
     gains = torch.full_like(problem.rewards, -math.inf)
     for edges in problem.levels:
@@ -338,9 +346,7 @@ def evaluate(
     zero, which gives the plain return. Result: ``[states]``, in units of reward. Source: the policy's own Bellman
     equation, Nachum et al. (2017b). Derived in chapter ``kl-regularised-rl``.
     """
-    check_number("kl_weight", kl_weight, at_least=0)
-    check_number("entropy_weight", entropy_weight, at_least=0)
-    check_number("gamma", gamma, above=0, at_most=1)
+    check_weights(kl_weight, entropy_weight, gamma, may_vanish=True)
     check_kind("problem", problem, Problem)
     problem._check_policy("log_policy", log_policy)
     used = log_policy.exp() > 0  # 0 log 0 = 0: an action never taken costs and earns nothing, whatever its reward
@@ -503,14 +509,6 @@ def _max_by_source(problem: Problem, by_edge: Tensor) -> Tensor:
 
 def _logsumexp_by_source(problem: Problem, by_edge: Tensor) -> Tensor:
     return _logsumexp(by_edge, problem.source, problem.n_states)
-
-
-def _check_weights(kl_weight: float, entropy_weight: float, gamma: float) -> float:
-    check_number("kl_weight", kl_weight, at_least=0)
-    check_number("entropy_weight", entropy_weight, at_least=0)
-    check_number("kl_weight + entropy_weight", kl_weight + entropy_weight, above=0)
-    check_number("gamma", gamma, above=0, at_most=1)
-    return kl_weight + entropy_weight
 
 
 def _check_paths(name: str, value: Tensor, paths: Paths) -> None:

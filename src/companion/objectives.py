@@ -17,7 +17,14 @@ from torch import Tensor
 from companion import reinforce, rtb, trust_pcl
 from companion.plain import storable
 from companion.samplers.batch import Batch
-from companion.validation import check_counts, check_number, check_per_path, check_positive_integers
+from companion.validation import (
+    check_choice,
+    check_counts,
+    check_number,
+    check_per_path,
+    check_positive_integers,
+    check_weights,
+)
 
 
 class Objective(Protocol):
@@ -222,10 +229,7 @@ class TrustPCL:
     length: int | None = None
 
     def __post_init__(self) -> None:
-        check_number("kl_weight", self.kl_weight, at_least=0)
-        check_number("entropy_weight", self.entropy_weight, at_least=0)
-        check_number("kl_weight + entropy_weight", self.kl_weight + self.entropy_weight, above=0)
-        check_number("gamma", self.gamma, above=0, at_most=1)
+        check_weights(self.kl_weight, self.entropy_weight, self.gamma)
         if self.length is not None:
             check_positive_integers(length=self.length)
         kinds = (Scalar, Table, Network) if self.length is None else (StateTable, Network)
@@ -278,12 +282,12 @@ class Reinforce:
     def __post_init__(self) -> None:
         check_number("beta", self.beta, above=0)
         if isinstance(self.baseline, str):
-            _check_choice("baseline", self.baseline, reinforce.BASELINES)
+            check_choice("baseline", self.baseline, reinforce.BASELINES)
         elif isinstance(self.baseline, int | float):
             check_number("baseline", self.baseline)
         else:
             _check_learned("baseline", self.baseline)
-        _check_choice("weights", self.weights, reinforce.WEIGHTS)
+        check_choice("weights", self.weights, reinforce.WEIGHTS)
         if self.clip is not None:
             check_number("clip", self.clip, above=0)
 
@@ -411,8 +415,3 @@ def _check_learned(name: str, value: object, kinds: tuple[type, ...] = (Scalar, 
     if not isinstance(value, kinds):
         names = ", ".join(kind.__name__ for kind in kinds)
         raise ValueError(f"{name} is {value!r}; expected one of {names}. Choose one of these.")
-
-
-def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} is {value!r}; expected one of {tuple(choices)}. Choose one of these.")

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from companion.validation import check_number
+from companion.validation import check_choice, check_number
 
 #: Optimisers of ``torch.optim`` whose settings can be rescaled.
 OPTIMISERS = ("SGD", "Adam", "AdamW")
@@ -77,8 +77,7 @@ def trust_pcl_settings(
 
 def _complete(optimiser: str, settings: Mapping[str, object]) -> dict[str, Any]:
     """Return the settings with torch's defaults for those left out, after checking the ones that are rescaled."""
-    if optimiser not in OPTIMISERS:
-        raise ValueError(f"optimiser is {optimiser!r}; expected one of {OPTIMISERS}. Choose one of these.")
+    check_choice("optimiser", optimiser, OPTIMISERS)
     if not isinstance(settings, Mapping):
         raise ValueError(f"settings is {settings!r}; expected a mapping such as {{'lr': 1e-3}}. Pass a dictionary.")
     arguments = inspect.signature(getattr(torch.optim, optimiser)).parameters

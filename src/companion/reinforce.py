@@ -12,17 +12,16 @@ import torch
 from torch import Tensor
 
 from companion.validation import (
+    Marks,
+    check_choice,
     check_constant,
     check_finite,
     check_fits,
-    check_group,
-    check_log_pi,
     check_minus_infinity_only,
     check_number,
+    check_paths,
     check_per_path,
-    check_per_step,
     check_scalar,
-    check_steps,
 )
 
 #: Baselines that :func:`kl_loss` knows by name; a number, or one for each path, is the fourth.
@@ -43,8 +42,8 @@ def kl_loss(
     log_behaviour: Tensor | None = None,
     weights: str = "none",
     clip: float | None = None,
-    group: Tensor | None = None,
-    steps: Tensor | None = None,
+    group: Marks = None,
+    steps: Marks = None,
 ) -> Tensor:
     """Return a surrogate, ``-mean(A * sum(log_pi))``, whose gradient descends the KL-regularised return.
 
@@ -75,7 +74,8 @@ def kl_loss(
     """
     statistic = clip is not None or (isinstance(baseline, str) and baseline != "none")
     minimum = 2 if statistic or weights != "none" else 1
-    _check(log_pi, _per_step(log_ref, log_behaviour, weights), steps, group, minimum)
+    behaviour = _behaviour(log_behaviour, weights)
+    check_paths(log_pi, group=group, steps=steps, minimum=minimum, log_ref=log_ref, **behaviour)
     _check_baseline(baseline, log_pi)
     advantage = _uncentred_advantage(log_pi, log_ref, log_reward, beta)
     if clip is not None:
@@ -95,8 +95,8 @@ def critic_loss(
     beta: float = 1.0,
     log_behaviour: Tensor | None = None,
     weights: str = "none",
-    group: Tensor | None = None,
-    steps: Tensor | None = None,
+    group: Marks = None,
+    steps: Marks = None,
 ) -> Tensor:
     """Return half the mean squared error of a learned baseline, V(s_0), as a forecast of the KL-regularised return.
 
@@ -115,13 +115,14 @@ def critic_loss(
     wrong shape, dtype or device, or not finite. Source: the baseline of Williams (1992), fitted by least squares.
     Derived in chapter ``on-policy-rtb-is-reinforce``.
     """
-    _check(log_pi, _per_step(log_ref, log_behaviour, weights), steps, group, 1 if weights == "none" else 2)
+    minimum, behaviour = 1 if weights == "none" else 2, _behaviour(log_behaviour, weights)
+    check_paths(log_pi, group=group, steps=steps, minimum=minimum, log_ref=log_ref, **behaviour)
     check_scalar("value", value, log_pi)
     error = _uncentred_advantage(log_pi, log_ref, log_reward, beta) - value
     return 0.5 * _weighted_mean(error.square(), log_pi, log_behaviour, weights, group, steps)
 
 
-def kl_estimator(log_pi: Tensor, log_ref: Tensor, *, kind: str, steps: Tensor | None = None) -> Tensor:
+def kl_estimator(log_pi: Tensor, log_ref: Tensor, *, kind: str, steps: Marks = None) -> Tensor:
     """Return k1, k2 or k3 of each step: an estimate of KL(pi, pi_ref) from one action that pi drew (k2 is biased).
 
     With the log-ratio l = log_pi - log_ref, k1 = l, k2 = l^2 / 2 and k3 = exp(-l) - 1 + l. Added to a loss it is
@@ -137,9 +138,8 @@ def kl_estimator(log_pi: Tensor, log_ref: Tensor, *, kind: str, steps: Tensor | 
     or an overflow, as of k3 where pi_ref/pi is huge. Source: Schulman (2020). Derived in chapter
     ``estimators-and-the-design-space``.
     """
-    _check(log_pi, {"log_ref": log_ref}, steps, None, 1)
-    if kind not in ESTIMATORS:
-        raise ValueError(f"kind is {kind!r}; expected one of {ESTIMATORS}. Choose one of these.")
+    check_paths(log_pi, steps=steps, log_ref=log_ref)
+    check_choice("kind", kind, ESTIMATORS)
     log_ratio = log_pi - log_ref
     if kind == "k1":
         penalty = log_ratio
@@ -150,13 +150,7 @@ def kl_estimator(log_pi: Tensor, log_ref: Tensor, *, kind: str, steps: Tensor | 
 
 
 def published_baseline_loss(
-    log_pi: Tensor,
-    log_ref: Tensor,
-    log_reward: Tensor,
-    *,
-    kl_weight: float,
-    group: Tensor | None = None,
-    steps: Tensor | None = None,
+    log_pi: Tensor, log_ref: Tensor, log_reward: Tensor, *, kl_weight: float, group: Marks = None, steps: Marks = None
 ) -> Tensor:
     """Return the RL baseline that was first published beside RTB, a scalar.
 
@@ -175,7 +169,7 @@ def published_baseline_loss(
     overflow. Source: the illustrative example of Venkatraman et al. (2024), as published with their code. Derived in
     chapter ``anatomy-of-a-baseline``.
     """
-    _check(log_pi, {"log_ref": log_ref}, steps, group, 2)
+    check_paths(log_pi, group=group, steps=steps, minimum=2, log_ref=log_ref)
     check_fits("log_reward", log_reward, log_pi, log_pi.shape[:1], "[batch]")
     check_minus_infinity_only("log_reward", log_reward)
     check_constant(log_reward=log_reward)
@@ -188,7 +182,7 @@ def published_baseline_loss(
     return (-(reward - mean) * log_pi.sum(dim=1) + kl_weight * log_ratio.square()).mean()
 
 
-def _totals(values: Tensor, group: Tensor | None) -> tuple[Tensor, Tensor | int]:
+def _totals(values: Tensor, group: Marks) -> tuple[Tensor, Tensor | int]:
     """Return the sum over each path's group, ``[batch]``, and its size; without groups those of the batch."""
     wide = values.to(torch.promote_types(values.dtype, torch.float32))  # a sum in half precision stops growing
     if group is None:
@@ -197,12 +191,12 @@ def _totals(values: Tensor, group: Tensor | None) -> tuple[Tensor, Tensor | int]
     return wide.new_zeros(len(sizes)).index_add(0, index, wide)[index], sizes[index]
 
 
-def _mean(values: Tensor, group: Tensor | None) -> Tensor:
+def _mean(values: Tensor, group: Marks) -> Tensor:
     total, count = _totals(values, group)
     return (total / count).to(values.dtype)
 
 
-def _softmax(logits: Tensor, group: Tensor | None) -> Tensor:
+def _softmax(logits: Tensor, group: Marks) -> Tensor:
     """Return the softmax within each path's group, times the group's share of the batch: in all they sum to one."""
     if group is None:
         return torch.softmax(logits, dim=0)
@@ -213,7 +207,7 @@ def _softmax(logits: Tensor, group: Tensor | None) -> Tensor:
     return (weight / total * count / len(weight)).to(logits.dtype)
 
 
-def _baseline(returns: Tensor, baseline: str | float | Tensor, group: Tensor | None) -> Tensor | float:
+def _baseline(returns: Tensor, baseline: str | float | Tensor, group: Marks) -> Tensor | float:
     if not isinstance(baseline, str):
         return baseline
     if baseline == "batch_mean":
@@ -232,7 +226,7 @@ def _uncentred_advantage(log_pi: Tensor, log_ref: Tensor, log_reward: Tensor, be
 
 
 def _weighted_mean(
-    loss: Tensor, log_pi: Tensor, log_behaviour: Tensor | None, weights: str, group: Tensor | None, steps: Tensor | None
+    loss: Tensor, log_pi: Tensor, log_behaviour: Tensor | None, weights: str, group: Marks, steps: Marks
 ) -> Tensor:
     if log_behaviour is None:
         return loss.mean()
@@ -252,23 +246,13 @@ def _check_baseline(baseline: str | float | Tensor, log_pi: Tensor) -> None:
         raise ValueError(f"baseline is {baseline!r}; expected one of {BASELINES} or a number. Choose one of these.")
 
 
-def _per_step(log_ref: Tensor, log_behaviour: Tensor | None, weights: str) -> dict[str, Tensor]:
-    """Return the per-step constants by name, after checking that there is a behaviour exactly when weights use it."""
-    if weights not in WEIGHTS:
-        raise ValueError(f"weights is {weights!r}; expected one of {WEIGHTS}. Choose one of these.")
+def _behaviour(log_behaviour: Tensor | None, weights: str) -> dict[str, Tensor]:
+    """Return the behaviour by name, after checking that there is one exactly when weights use it."""
+    check_choice("weights", weights, WEIGHTS)
     if (log_behaviour is None) != (weights == "none"):
         given = "missing" if log_behaviour is None else "given"
         raise ValueError(
             f"log_behaviour is {given} with weights={weights!r}; expected it exactly when the weights use it. "
             "Pass both, or neither."
         )
-    return {"log_ref": log_ref} if log_behaviour is None else {"log_ref": log_ref, "log_behaviour": log_behaviour}
-
-
-def _check(log_pi: Tensor, fixed: dict[str, Tensor], steps: Tensor | None, group: Tensor | None, minimum: int) -> None:
-    check_log_pi(log_pi)
-    for name, value in fixed.items():
-        check_per_step(name, value, log_pi)
-    check_constant(**fixed)
-    check_group(group, log_pi, minimum=minimum)
-    check_steps(steps, log_pi=log_pi, **fixed)
+    return {} if log_behaviour is None else {"log_behaviour": log_behaviour}

@@ -19,6 +19,29 @@ class NotFiniteError(ValueError):
     """Raised for infinite and NaN values, which may be bad input or, during training, divergence."""
 
 
+#: Integers, ``[batch]``, that say of each path which condition it belongs to, or how long it is; or none.
+Marks = Tensor | None
+
+
+def check_paths(
+    log_pi: Tensor, *, group: Marks = None, steps: Marks = None, minimum: int = 1, **constants: Tensor
+) -> None:
+    """Refuse what a loss cannot take: a wrong ``log_pi``, constants that do not fit it, groups or lengths.
+
+    Of the constants ``log_reward`` is ``[batch]``, all others ``[batch, steps]``. ``minimum`` is as in
+    :func:`check_group`. Raises ``ValueError``.
+    """
+    check_log_pi(log_pi)
+    per_step = {name: value for name, value in constants.items() if name != "log_reward"}
+    for name, value in per_step.items():
+        check_like(name, value, log_pi, log_pi.shape, PER_STEP)
+    if "log_reward" in constants:
+        check_per_path("log_reward", constants["log_reward"], log_pi)
+    check_constant(**constants)
+    check_group(group, log_pi, minimum=minimum)
+    check_steps(steps, log_pi=log_pi, **per_step)
+
+
 def check_log_pi(log_pi: Tensor) -> None:
     """Refuse a ``log_pi`` that is no finite, real floating-point ``[batch, steps]`` tensor. Raises ``ValueError``."""
     _check_tensor("log_pi", log_pi)
@@ -46,11 +69,6 @@ def check_like(name: str, value: Tensor, log_pi: Tensor, shape: tuple[int, ...],
     check_finite(name, value, advice)
 
 
-def check_per_step(name: str, value: Tensor, log_pi: Tensor) -> None:
-    """Refuse what is not a finite ``[batch, steps]`` tensor to go with ``log_pi``. Raises ``ValueError``."""
-    check_like(name, value, log_pi, log_pi.shape, PER_STEP)
-
-
 def check_per_state(name: str, value: Tensor, log_pi: Tensor) -> None:
     """Refuse what is not a finite ``[batch, steps + 1]`` tensor to go with ``log_pi``. Raises ``ValueError``."""
     batch, steps = log_pi.shape
@@ -71,7 +89,7 @@ def check_fits(name: str, value: Tensor, log_pi: Tensor, shape: tuple[int, ...],
     _check_device(name, value, log_pi)
 
 
-def check_group(group: Tensor | None, log_pi: Tensor, *, minimum: int = 1) -> None:
+def check_group(group: Marks, log_pi: Tensor, *, minimum: int = 1) -> None:
     """Refuse what is neither None nor ``[batch]`` integers, and a group (the batch, for None) of too few paths.
 
     ``minimum`` is 2 where the objective uses a statistic of the group. Raises ``ValueError``.
@@ -85,7 +103,7 @@ def check_group(group: Tensor | None, log_pi: Tensor, *, minimum: int = 1) -> No
         _check_size(f"group {int(names[fewest])}", int(sizes[fewest]), minimum)
 
 
-def check_steps(steps: Tensor | None, *, log_pi: Tensor, **others: Tensor) -> None:
+def check_steps(steps: Marks, *, log_pi: Tensor, **others: Tensor) -> None:
     """Refuse true lengths that are neither None nor ``[batch]`` integers, and paths that go on beyond them.
 
     From each path's end on, ``log_pi`` and the ``others`` (per-step inputs, or ``values``) are zero. Raises
@@ -117,13 +135,21 @@ def check_scalar(name: str, value: Tensor, log_pi: Tensor) -> None:
     check_like(name, value, log_pi, shape, "a 0-d tensor, or [batch] with one entry per path, that of its condition")
 
 
-def check_last_value(values: Tensor) -> None:
-    """Refuse ``values`` that do not end in zero: V(s_T) = 0 for every path. Raises ``ValueError``."""
+def check_flow(log_flow: Tensor, log_pi: Tensor, steps: Marks) -> None:
+    """Refuse what is not log F of each state, or changes after the end of a path. Raises ``ValueError``."""
+    check_per_state("log_flow", log_flow, log_pi)
+    check_steps(steps, log_pi=log_pi, **{"the change of log_flow": log_flow.diff(dim=1)})
+
+
+def check_values(values: Tensor, log_pi: Tensor, steps: Marks) -> None:
+    """Refuse what is not V of each state, or not zero from the end of a path on. Raises ``ValueError``."""
+    check_per_state("values", values, log_pi)
     if bool((values[:, -1] != 0).any()):
         raise ValueError(
             f"values[:, -1] holds {values[:, -1].abs().max().item():g}; expected 0, the value of a terminal state. "
             "Put the terminal reward in rewards and set the last value to zero."
         )
+    check_steps(steps, log_pi=log_pi, values=values)
 
 
 def check_constant(**tensors: Tensor) -> None:
@@ -153,6 +179,21 @@ def check_number(
     if not number or not all(holds(value, bound) for _, holds, bound in bounds):
         expected = "a finite Python number" + " and".join(f" {sign} {bound:g}" for sign, _, bound in bounds)
         raise ValueError(f"{name} is {value!r}; expected {expected}. Pass a plain float in that range, no tensor.")
+
+
+def check_weights(kl_weight: float, entropy_weight: float, gamma: float, *, may_vanish: bool = False) -> None:
+    """Refuse weights below 0, both 0 unless they may vanish, and a discount outside (0, 1]. Raises ``ValueError``."""
+    check_number("kl_weight", kl_weight, at_least=0)
+    check_number("entropy_weight", entropy_weight, at_least=0)
+    if not may_vanish:
+        check_number("kl_weight + entropy_weight", kl_weight + entropy_weight, above=0)
+    check_number("gamma", gamma, above=0, at_most=1)
+
+
+def check_choice(name: str, given: object, choices: tuple[str, ...]) -> None:
+    """Refuse what is none of the names that there are. Raises ``ValueError``."""
+    if given not in choices:
+        raise ValueError(f"{name} is {given!r}; expected one of {choices}. Choose one of these.")
 
 
 def check_positive_integers(**numbers: int) -> None:
