@@ -12,8 +12,8 @@ from companion.claims import notebook
 
 CHAPTER = "one-residual-many-names"
 _HEAD = "| library | options | the loss, in our letters | in the figure |\n|---|---|---|---|\n"
-#: The first line of the cell that holds the table, which goes on to the cell's end.
-MARK = "(table-of-options)=\n"
+#: The line before the table, which goes on to the cell's end.
+MARK = "(table-of-options)="
 
 
 def read(root: Path) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]]]:
@@ -61,8 +61,8 @@ def main() -> None:
     assert path is not None
     page = json.loads(path.read_text())
     (cell,) = [cell for cell in page["cells"] if MARK in "".join(cell["source"])]
-    before = "".join(cell["source"]).split(_HEAD)[0]
-    cell["source"] = (before + table(root)).splitlines(keepends=True)
+    before = "".join(cell["source"]).split(MARK)[0]
+    cell["source"] = (before + MARK + "\n" + table(root)).splitlines(keepends=True)
     path.write_text(json.dumps(page, indent=1, ensure_ascii=False) + "\n")
 
 

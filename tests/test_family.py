@@ -271,6 +271,52 @@ def vargrad_of(x: Draw, alpha: float) -> torch.Tensor:
     return x.slope(rtb.vargrad_loss, x.log_ref, x.log_reward, beta=1 / alpha)
 
 
+@pytest.mark.claim("N2")
+@pytest.mark.parametrize("seed", range(3))
+def test_the_mean_reward_on_texts_of_a_fixed_law_leads_to_the_root_of_its_equation(seed):
+    """Every text once, the uniform law: ``log u + lambda w u = s`` by bisection in u, and lambda by bisection again."""
+    made, alpha, n = generator(seed), 0.7, 5
+    ref = torch.randn(n, generator=made, dtype=torch.float64).log_softmax(dim=0)
+    reward = torch.randn(n, generator=made, dtype=torch.float64)
+    held = (ref.exp() * reward).sum()  # at most alpha log Z, by Jensen, so that lambda is not negative
+
+    def log_u(number: torch.Tensor) -> torch.Tensor:
+        goal = (reward - held) / alpha
+        low, high = torch.full_like(goal, -40.0), goal.clone()
+        for _ in range(90):
+            middle = (low + high) / 2
+            above = middle + number * n * ref.exp() * middle.exp() > goal
+            low, high = torch.where(above, low, middle), torch.where(above, middle, high)
+        return low
+
+    low, high = torch.tensor(0.0, dtype=torch.float64), torch.tensor(50.0, dtype=torch.float64)
+    for _ in range(90):
+        middle = (low + high) / 2
+        above = (ref + log_u(middle)).logsumexp(dim=0) > 0
+        low, high = (middle, high) if above else (low, middle)
+    for logits, still in ((ref + log_u(low), True), ((ref + reward / alpha).log_softmax(dim=0), False)):
+        x = logits.clone().requires_grad_()
+        loss = family.a_star_po_loss(x.log_softmax(dim=0)[:, None], ref[:, None], reward, held, kl_weight=alpha)
+        (slope,) = torch.autograd.grad(loss, x)
+        assert (slope.abs().max() < 1e-12) == still, f"seed {seed}"
+
+
+@pytest.mark.claim("N3")
+@pytest.mark.parametrize("seed", range(3))
+def test_dpo_and_ipo_are_of_the_difference_of_two_residuals(seed):
+    """Their slopes by hand: of ``log(1 + exp(-alpha h))`` and ``(h - 1 / (2 alpha))^2``, h from RTB's residuals."""
+    x, alpha, pairs = Draw(seed), 0.3, torch.tensor([[0, 1], [2, 3], [5, 4]])
+    none = torch.zeros_like(x.log_reward)
+    ell = rtb.residual(x.log_pi, x.log_ref, none, torch.tensor(1.3, dtype=torch.float64), beta=1 / alpha)
+    h = ell[pairs[:, 0]] - ell[pairs[:, 1]]
+    for loss, in_h in (
+        (family.dpo_loss, -alpha / (1 + (alpha * h).exp())),
+        (family.ipo_loss, 2 * (h - 1 / (2 * alpha))),
+    ):
+        per_path = torch.zeros_like(ell).index_add(0, pairs[:, 0], in_h).index_add(0, pairs[:, 1], -in_h) / 3
+        assert_agree(x.slope(loss, x.log_ref, pairs, kl_weight=alpha), per_path[:, None].expand(6, 4), 100.0)
+
+
 @pytest.mark.claim("F8")
 @pytest.mark.parametrize("seed", range(3))
 def test_a_plus_for_a_minus_puts_minus_the_mean_where_log_z_should_be(seed):

@@ -56,6 +56,7 @@ FIGURES = {
     ),
     "mode_grids": lambda: plotting.mode_grids(MODES, {"p": tensor([0.25, 0.75])}, kept=torch.tensor([True, False])),
     "scatter": lambda: plotting.scatter({"a": (XS, 2 * XS + 1)}, slopes={"a": (2.0, 1.0)}, **PAIR),
+    "tree": lambda: plotting.tree({"b": {"f": ["x", "y"], "g": ["z"]}}, root="r", bold=("g",)),
     "vocabularies": lambda: plotting.vocabularies([("flow", "F(s)", "value"), ("reward", "r(x)", "return")]),
     "weights_with_intervals": lambda: plotting.weights_with_intervals(["a", "b"], [0.25, 0.75], WEIGHTS),
 }

@@ -3,7 +3,7 @@
 It also turns the name of a chapter in a docstring, "chapter ``the-equivalence``", into a link to it.
 
 A function, class, method or property needs a docstring; a module's constant a `#:` comment or a string below
-it; a class's annotated field one of these or a line in the class's docstring.
+it; a class's annotated field one of these, or a line or its name in code in the class's docstring.
 """
 
 import ast
@@ -33,7 +33,7 @@ def undocumented(module):
             elif isinstance(node, ast.AnnAssign) or (isinstance(node, ast.Assign) and not owner):
                 for target in getattr(node, "targets", None) or [node.target]:
                     if isinstance(target, ast.Name) and not target.id.startswith("_"):
-                        described = re.search(rf"^\s*`*{target.id}\b.*:", about, flags=re.MULTILINE)
+                        described = re.search(rf"^\s*{target.id}\b.*:|``{target.id}``", about, flags=re.MULTILINE)
                         if not described and (owner, target.id) not in comments:
                             yield f"{owner}.{target.id}".lstrip(".")
 

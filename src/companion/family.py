@@ -253,7 +253,7 @@ def ipo_loss(
     """Return IPO's loss, the mean of ``(log_ratio_1 - log_ratio_2 - 1 / (2 tau))^2``, the first preferred.
 
     Its tau is ``kl_weight``. ``per_token`` takes each path's mean over its tokens for ``log_ratio``, as TRL does.
-    Source: Azar et al. (2023), equation (17); TRL 1.16.0, ``dpo_trainer.py``. Chapter ``one-residual-many-names``.
+    Source: Azar et al. (2024), equation (17); TRL 1.16.0, ``dpo_trainer.py``. Chapter ``one-residual-many-names``.
     """
     _, mask = _batch(log_pi, None, steps, kl_weight, log_ref=log_ref)
     first, second = _pairs(pairs, log_pi)

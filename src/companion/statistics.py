@@ -20,7 +20,7 @@ from companion.validation import check_number, check_positive_integers
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and its confidence interval, from ``low`` to ``high``."""
+    """A ``mean`` and its confidence interval, from ``low`` to ``high``."""
 
     mean: float
     low: float

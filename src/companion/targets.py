@@ -90,7 +90,7 @@ class GaussianMixture:
 
 @dataclass(frozen=True, eq=False)
 class Tilt:
-    """A prior, which the reference samples, and the posterior that a reward tilts it to, the target at beta = 1.
+    """A ``prior``, which the reference samples, and the ``posterior`` that a reward tilts it to at beta = 1.
 
     Raises ``ValueError`` for what are no two mixtures in one space, of one dtype.
     """

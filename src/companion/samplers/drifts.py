@@ -16,7 +16,7 @@ from companion.validation import check_number
 
 @dataclass(frozen=True, eq=False)
 class MixtureDrift:
-    """The drift that takes Brownian motion of the process's variance from 0 at time 0 to a mixture at time 1.
+    """The drift that takes Brownian motion of ``process``'s variance from 0 at time 0 to a mixture at time 1.
 
     It is E[(s_1 - s_t) / (1 - t) | s_t], in closed form for Gaussians (the Doob transform, or Foellmer drift), with
     ``mixture`` the law of s_1. With finitely many steps the samples follow it only nearly; the discretised process is
@@ -52,8 +52,8 @@ class MixtureDrift:
 class GuidedDrift:
     """Classifier guidance: the prior's drift, pushed along the gradient of log r at the state of the moment.
 
-    It adds ``strength sigma^2 k/(k + 1) grad log r(s_k)`` at step k. Nothing is trained, and the samples do not follow
-    p*: log r(s_k) stands where the logarithm of the expected reward of the *end* would have to stand.
+    It adds ``strength sigma^2 k/(k + 1) grad log r(s_k)`` at step k of ``process``. Nothing is trained, and the
+    samples do not follow p*: log r(s_k) stands where the logarithm of the expected reward of the *end* would have to.
 
     ``drift`` is the prior's; ``log_reward`` is log r, ``[n, dim]`` to ``[n]``, differentiable, where a gradient that is
     not finite counts as zero; ``strength`` is the factor on the gradient, >= 0. Source: Dhariwal and Nichol (2021), in
