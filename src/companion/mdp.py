@@ -22,6 +22,7 @@ from companion.validation import (
     check_law,
     check_number,
     check_positive_integers,
+    check_tensor,
     check_weights,
 )
 
@@ -52,10 +53,8 @@ class Problem:
 
     def __post_init__(self) -> None:
         _check_graph(self.source, self.target)
-        for name in ("log_ref", "rewards"):
-            self._check_edges(name, getattr(self, name))
-        if self.log_ref.dtype != self.rewards.dtype:
-            raise ValueError(f"log_ref is {self.log_ref.dtype}, rewards {self.rewards.dtype}; expected one dtype.")
+        self._check_edges("log_ref", self.log_ref)
+        self._check_edges("rewards", self.rewards)
         if not bool(self.log_ref.isfinite().all()):
             raise ValueError("log_ref holds infinite or NaN values; expected finite ones. Leave impossible edges out.")
         if bool((self.rewards.isnan() | self.rewards.isposinf()).any()):
@@ -122,31 +121,20 @@ class Problem:
 
         ``log_reward`` is ``[terminals]``, in the order of :attr:`terminals`. Raises ``ValueError``.
         """
-        if not isinstance(log_reward, Tensor) or log_reward.shape != self.terminals.shape:
-            given = tuple(log_reward.shape) if isinstance(log_reward, Tensor) else type(log_reward).__name__
-            raise ValueError(
-                f"log_reward is {given}; expected {tuple(self.terminals.shape)}, "
-                "one entry per terminal state. Order it as problem.terminals."
-            )
+        rule = f"floats, ({len(self.terminals)},), one entry per terminal state. Order it as problem.terminals."
+        check_tensor("log_reward", log_reward, (len(self.terminals),), rule)
         by_state = torch.zeros(self.n_states, dtype=log_reward.dtype)
         by_state[self.terminals] = log_reward
         return replace(self, rewards=by_state[self.target])
 
     def _check_edges(self, name: str, value: Tensor) -> None:
-        if not isinstance(value, Tensor) or value.shape != self.source.shape or not value.is_floating_point():
-            shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(
-                f"{name} is {shape}; expected a floating-point tensor of shape {tuple(self.source.shape)}, "
-                "one entry per edge. Order it as problem.source and problem.target."
-            )
-
-    def _check_same_dtype(self, name: str, value: Tensor) -> None:
-        self._check_edges(name, value)
+        rule = f"floats, ({len(self.source)},), one entry per edge. Order it as problem.source and problem.target."
+        check_tensor(name, value, (len(self.source),), rule)
         if value.dtype != self.log_ref.dtype:
             raise ValueError(f"{name} is {value.dtype}; expected {self.log_ref.dtype} as log_ref. Convert one of them.")
 
     def _check_policy(self, name: str, value: Tensor) -> None:
-        self._check_same_dtype(name, value)
+        self._check_edges(name, value)
         total = _logsumexp_by_source(self, value.detach())[~self.terminal]
         slack = 16 * torch.finfo(value.dtype).eps * (8 + self.out_degree[~self.terminal].sqrt())
         if not bool((total.abs() <= slack).all()):
@@ -295,12 +283,14 @@ def log_softmax(problem: Problem, logits: Tensor) -> Tensor:
     Raises ``ValueError`` for logits of another shape, NaN or +inf, or a state all of whose logits are -inf.
     """
     check_kind("problem", problem, Problem)
-    problem._check_same_dtype("logits", logits)
+    problem._check_edges("logits", logits)
     if bool((logits.isnan() | logits.isposinf()).any()):
         raise ValueError("logits hold NaN or +inf; expected finite values, or -inf for an edge never taken. Mend them.")
     if bool((_logsumexp_by_source(problem, logits.detach())[~problem.terminal] == -math.inf).any()):
         raise ValueError("All logits of some state are -inf; expected one finite logit in each. Leave an edge open.")
-    shifted = logits - _max_by_source(problem, logits)[problem.source]  # first, so that large logits lose no digits
+    shifted = (
+        logits - _max(logits, problem.source, problem.n_states)[problem.source]
+    )  # first, so that large logits lose no digits
     return shifted - _logsumexp_by_source(problem, shifted)[problem.source]
 
 
@@ -423,8 +413,7 @@ def marginal(problem: Problem, paths: Paths, log_prob: Tensor) -> Tensor:
     order of :attr:`Problem.terminals`. Raises ``ValueError`` for another shape, no law, or paths of another problem.
     """
     check_kind("problem", problem, Problem)
-    _check_paths("log_prob", log_prob, paths)
-    _check_law("log_prob", log_prob)
+    _check_law("log_prob", log_prob, paths)
     if bool((paths.ends >= problem.n_states).any()) or not bool(problem.terminal[paths.ends].all()):
         raise ValueError("A path ends where the problem goes on; expected its own paths. List them again.")
     by_state = torch.zeros(problem.n_states, dtype=log_prob.dtype).index_add(0, paths.ends, log_prob.exp())
@@ -438,13 +427,10 @@ def expectation(values: Tensor, log_behaviour: Tensor) -> Tensor:
     sums to probability 1. Raises ``ValueError`` for shapes that do not fit, what is no law, or values without a mean.
     """
     check_kind("values", values, Tensor)
-    check_kind("log_behaviour", log_behaviour, Tensor)
-    if log_behaviour.ndim != 1 or values.shape[:1] != log_behaviour.shape or values.dtype != log_behaviour.dtype:
-        raise ValueError(
-            f"values is {tuple(values.shape)} {values.dtype} and log_behaviour {tuple(log_behaviour.shape)} "
-            f"{log_behaviour.dtype}; expected [paths, ...] and [paths], of one dtype. List all paths in both."
-        )
     _check_law("log_behaviour", log_behaviour)
+    if values.shape[:1] != log_behaviour.shape or values.dtype != log_behaviour.dtype:
+        expected = f"[paths, ...] of {log_behaviour.dtype}, paths being {len(log_behaviour)}. List all paths in both."
+        raise ValueError(f"values is {tuple(values.shape)} {values.dtype}; expected {expected}")
     law = log_behaviour.exp()
     possible = (law > 0).reshape(-1, *[1] * (values.ndim - 1))  # 0 times infinity is 0: the path never happens
     mean: Tensor = torch.tensordot(law, torch.where(possible, values, torch.zeros_like(values)), dims=1)
@@ -460,8 +446,7 @@ def draw(paths: Paths, log_behaviour: Tensor, n: int, generator: torch.Generator
     """
     check_positive_integers(n=n)
     check_generator(generator)
-    _check_paths("log_behaviour", log_behaviour, paths)
-    _check_law("log_behaviour", log_behaviour)
+    _check_law("log_behaviour", log_behaviour, paths)
     return paths.select(torch.multinomial(log_behaviour.exp(), n, replacement=True, generator=generator))
 
 
@@ -476,9 +461,6 @@ def enumerate_batches(log_behaviour: Tensor, size: int, *, limit: int = 1_000_00
     ``on-policy-rtb-is-reinforce``.
     """
     check_positive_integers(size=size, limit=limit)
-    if not isinstance(log_behaviour, Tensor) or log_behaviour.ndim != 1 or not log_behaviour.is_floating_point():
-        shape = tuple(log_behaviour.shape) if isinstance(log_behaviour, Tensor) else type(log_behaviour).__name__
-        raise ValueError(f"log_behaviour is {shape}; expected a floating-point [paths] tensor. Pass paths' law.")
     _check_law("log_behaviour", log_behaviour)
     if math.log(size) + size * math.log(len(log_behaviour)) > math.log(limit) + 1e-9:
         raise ValueError(
@@ -503,19 +485,8 @@ def _max(values: Tensor, group: Tensor, size: int) -> Tensor:
     return torch.where(most.isfinite(), most, torch.zeros_like(most))
 
 
-def _max_by_source(problem: Problem, by_edge: Tensor) -> Tensor:
-    return _max(by_edge, problem.source, problem.n_states)
-
-
 def _logsumexp_by_source(problem: Problem, by_edge: Tensor) -> Tensor:
     return _logsumexp(by_edge, problem.source, problem.n_states)
-
-
-def _check_paths(name: str, value: Tensor, paths: Paths) -> None:
-    check_kind("paths", paths, Paths)
-    check_kind(name, value, Tensor)
-    if value.shape != (len(paths),):
-        raise ValueError(f"{name} has shape {tuple(value.shape)}; expected ({len(paths)},), one entry per path.")
 
 
 def _check_entries(name: str, value: Tensor, index: Tensor) -> None:
@@ -528,9 +499,11 @@ def _check_entries(name: str, value: Tensor, index: Tensor) -> None:
         )
 
 
-def _check_law(name: str, log_prob: Tensor) -> None:
-    if not log_prob.is_floating_point():
-        raise ValueError(f"{name} is {log_prob.dtype}; expected log-probabilities. Convert it with .double().")
+def _check_law(name: str, log_prob: Tensor, paths: Paths | None = None) -> None:
+    if paths is not None:
+        check_kind("paths", paths, Paths)
+    size = None if paths is None else len(paths)
+    check_tensor(name, log_prob, (size,), f"floats, [{size or 'paths'}], one entry per path. Pass the law of all.")
     law = log_prob.detach().exp()
     largest = log_prob.detach()[law > 0].abs().max() if bool((law > 0).any()) else torch.ones(())
     check_law(name, law, (64 + len(law)) * torch.finfo(law.dtype).eps * max(1.0, float(largest)))

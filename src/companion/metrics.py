@@ -19,6 +19,7 @@ from companion.validation import (
     check_matrix,
     check_minus_infinity_only,
     check_positive_integers,
+    check_tensor,
 )
 
 #: How far a law may sum from one: seven digits are stored, and float32 has no more.
@@ -95,10 +96,7 @@ def effective_sample_size(log_weight: Tensor) -> Tensor:
 
 
 def _check_log_weight(log_weight: Tensor) -> None:
-    right = isinstance(log_weight, Tensor) and log_weight.is_floating_point()
-    if not right or log_weight.ndim != 1 or len(log_weight) == 0:
-        shape = tuple(log_weight.shape) if isinstance(log_weight, Tensor) else type(log_weight).__name__
-        raise ValueError(f"log_weight is {shape}; expected [n], one log-weight per path. Take a sampler's.")
+    check_tensor("log_weight", log_weight, (None,), "floats, [n], one log-weight per path. Take a sampler's.")
     check_minus_infinity_only("log_weight", log_weight)
     if bool(log_weight.isneginf().all()):
         raise ValueError("log_weight is -inf throughout; expected one path whose weight is not zero. Draw more paths.")

@@ -23,6 +23,8 @@ from companion.validation import (
     check_number,
     check_per_path,
     check_positive_integers,
+    check_range,
+    check_tensor,
     check_weights,
 )
 
@@ -79,11 +81,7 @@ class Table:
         """Return each path's number, ``[batch]``."""
         if batch.group is None:
             raise ValueError("The batch has no group; expected one per path. Draw it from a sampler of conditions.")
-        low, high = int(batch.group.min()), int(batch.group.max())  # integers: the batch has seen to that
-        if not 0 <= low <= high < self.conditions:
-            raise ValueError(
-                f"group goes from {low} to {high}; expected 0 to {self.conditions - 1}. Count from 0, or enlarge it."
-            )
+        check_range("group", batch.group, self.conditions, "Count from 0, or enlarge the table.")
         return learned[0][batch.group.long()]
 
 
@@ -111,9 +109,7 @@ class StateTable:
             raise ValueError(
                 "The batch has no table of states; expected [batch, steps + 1] integers. Use another value."
             )
-        low, high = int(states.min()), int(states.max())
-        if not 0 <= low <= high < self.states:
-            raise ValueError(f"states go from {low} to {high}; expected 0 to {self.states - 1}. Enlarge the table.")
+        check_range("a state", states, self.states, "Enlarge the table.")
         return learned[0][states.long()]
 
 
@@ -403,9 +399,8 @@ class Annealed:
 def _ended(values: Tensor, batch: Batch) -> Tensor:
     """Values that are zero from the end of each path on: a finished path earns nothing more."""
     count, columns = batch.log_pi.shape
-    if values.shape != (count, columns + 1):
-        given, expected = tuple(values.shape), (count, columns + 1)
-        raise ValueError(f"value is {given}; expected {expected}, [batch, steps + 1]. Return one for each state.")
+    shape = (count, columns + 1)
+    check_tensor("value", values, shape, f"{shape}, [batch, steps + 1]. Return one for each state.")
     end = torch.full_like(batch.log_reward, columns, dtype=torch.int64) if batch.steps is None else batch.steps
     before = torch.arange(columns + 1, device=values.device) < end[:, None]
     return torch.where(before, values, torch.zeros_like(values))

@@ -21,6 +21,7 @@ from companion.validation import (
     check_matrix,
     check_number,
     check_positive_integers,
+    check_tensor,
 )
 
 #: Weights over 61 of the nine modes that the posterior keeps, by their means.
@@ -52,8 +53,8 @@ class GaussianMixture:
         check_number("variance", self.variance, above=0)
         check_matrix("means", self.means, "[components, dim]")
         check_finite("means", self.means, "Put each mean where it is.")
-        if not isinstance(self.weights, Tensor) or self.weights.shape != self.means.shape[:1]:
-            raise ValueError("weights is no [components] tensor; expected one weight per mean. Pass as many as means.")
+        rule = "[components], one weight per mean. Pass as many as means."
+        check_tensor("weights", self.weights, (len(self.means),), rule)
         if self.weights.dtype != self.means.dtype or self.weights.device != self.means.device:
             raise ValueError("weights and means differ in dtype or device; expected one of each. Convert one of them.")
         if not bool((self.weights > 0).all()) or abs(float(self.weights.sum()) - 1) > 1e-6:
@@ -83,9 +84,8 @@ class GaussianMixture:
 
     def _check_points(self, x: Tensor) -> None:
         dim = self.means.shape[1]
-        if not isinstance(x, Tensor) or x.ndim != 2 or x.shape[1] != dim or x.dtype != self.means.dtype:
-            given = f"{tuple(x.shape)} {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
-            raise ValueError(f"x is {given}; expected [batch, {dim}] of {self.means.dtype}. Pass points, one per row.")
+        rule = f"[batch, {dim}] of {self.means.dtype}. Pass points, one per row."
+        check_tensor("x", x, (None, dim), rule, self.means.dtype, least=0)
 
 
 @dataclass(frozen=True, eq=False)

@@ -266,31 +266,44 @@ def check_kind(name: str, value: object, kind: type) -> None:
         raise ValueError(f"{name} is a {type(value).__name__}; expected a {kind.__name__}. Pass one.")
 
 
+def check_tensor(
+    name: str, value: Tensor, shape: tuple[int | None, ...], rule: str, dtype: torch.dtype | None = None, least: int = 1
+) -> None:
+    """Refuse what is no tensor of a shape, where None is ``least`` or more, and dtype, where None is any of floats.
+
+    ``rule`` says in words what is expected, and what to do. Raises ``ValueError``.
+    """
+    given = f"{tuple(value.shape)} {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+    fits = isinstance(value, Tensor) and value.ndim == len(shape)
+    fits = fits and all(n >= least if size is None else n == size for n, size in zip(value.shape, shape, strict=True))
+    if not fits or not (value.is_floating_point() if dtype is None else value.dtype == dtype):
+        raise ValueError(f"{name} is {given}; expected {rule}")
+
+
+def check_range(name: str, value: Tensor, size: int, advice: str) -> None:
+    """Refuse integers that do not count from 0 to ``size - 1``. Raises ``ValueError``."""
+    low, high = int(value.min()), int(value.max())
+    if not 0 <= low <= high < size:
+        raise ValueError(f"{name} goes from {low} to {high}; expected 0 to {size - 1}. {advice}")
+
+
 def check_matrix(name: str, value: Tensor, layout: str) -> None:
     """Refuse what is no floating-point matrix with a row and a column at least. Raises ``ValueError``."""
-    _check_tensor(name, value)
-    if value.ndim != 2 or 0 in value.shape:
-        raise ValueError(f"{name} has shape {tuple(value.shape)}; expected {layout}, not empty. Pass one per row.")
+    check_tensor(name, value, (None, None), f"floats, {layout}, not empty. Pass one per row.")
 
 
 def check_tokens(name: str, tokens: Tensor, vocabulary: int) -> None:
     """Refuse what is no int64 matrix of tokens of a vocabulary. Raises ``ValueError``."""
-    if not isinstance(tokens, Tensor) or tokens.dtype != torch.int64 or tokens.ndim != 2 or not tokens.numel():
-        given = f"{tokens.dtype} {tuple(tokens.shape)}" if isinstance(tokens, Tensor) else type(tokens).__name__
-        raise ValueError(f"{name} is {given}; expected int64 [rows, columns], not empty. Encode the texts.")
-    low, high = int(tokens.min()), int(tokens.max())
-    if not 0 <= low <= high < vocabulary:
-        raise ValueError(f"{name} goes from {low} to {high}; expected 0 to {vocabulary - 1}. Encode the texts anew.")
+    check_tensor(name, tokens, (None, None), "int64 [rows, columns], not empty. Encode the texts.", torch.int64)
+    check_range(name, tokens, vocabulary, "Encode the texts anew.")
 
 
 def check_shares(name: str, shares: Tensor, rows: int) -> None:
     """Refuse what is not ``[rows]`` floats >= 0, some above: how often each row is drawn. Raises ``ValueError``."""
-    shape = tuple(shares.shape) if isinstance(shares, Tensor) else type(shares).__name__
-    if shape != (rows,):
-        raise ValueError(f"{name} is {shape}; expected {rows}, one for each row. Give each its own.")
+    check_tensor(name, shares, (rows,), f"floats, {rows}, one for each row. Give each its own.")
     check_finite(name, shares, "Leave such paths out.")
-    if not shares.is_floating_point() or bool((shares < 0).any()) or not 0 < float(shares.sum()) <= sys.float_info.max:
-        raise ValueError(f"{name} are no floats, negative or all 0, or sum to inf; expected floats >= 0. Scale them.")
+    if bool((shares < 0).any()) or not 0 < float(shares.sum()) <= sys.float_info.max:
+        raise ValueError(f"{name} are negative or all 0, or sum to inf; expected floats >= 0. Scale them.")
 
 
 def check_replay(replayed: float, replay_until: int | None) -> None:

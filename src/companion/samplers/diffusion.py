@@ -23,6 +23,7 @@ from companion.validation import (
     check_positive_integers,
     check_replay,
     check_shares,
+    check_tensor,
 )
 
 #: A drift: states ``[..., dim]`` and times ``[...]`` or 0-d, to ``[..., dim]``.
@@ -159,9 +160,8 @@ class Store:
 
     def __post_init__(self) -> None:
         states = self.states
-        if not isinstance(states, Tensor) or states.ndim != 3 or 0 in states.shape or not states.is_floating_point():
-            expected = "expected floats, [paths, steps + 1, dim], one path or more. Make it with resampled_prior_paths."
-            raise ValueError(f"states of the store is {_kind(states)}; {expected}")
+        rule = "floats, [paths, steps + 1, dim], one path or more. Make it with resampled_prior_paths."
+        check_tensor("states of the store", states, (None, None, None), rule)
         one_each = states[:, 0, 0]
         likes = {"states": states, "log_ref": states[:, 1:, 0], "log_reward": one_each, "weights": one_each}
         for name, like in likes.items():
@@ -338,9 +338,8 @@ class _Record:
 
 
 def _check_states(process: Process, states: Tensor) -> None:
-    shape = tuple(states.shape) if isinstance(states, Tensor) else type(states).__name__
-    if not isinstance(states, Tensor) or states.ndim != 3 or shape[1:] != (process.steps + 1, process.dim):
-        raise ValueError(f"states is {shape}; expected [n, {process.steps + 1}, {process.dim}]. Use rollout's.")
+    shape = (None, process.steps + 1, process.dim)
+    check_tensor("states", states, shape, f"[n, {shape[1]}, {shape[2]}]. Use rollout's.", least=0)
 
 
 def ask(name: str, function: Callable[..., Tensor], states: Tensor, *times: Tensor, like: Tensor) -> Tensor:

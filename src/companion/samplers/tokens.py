@@ -29,6 +29,7 @@ from companion.validation import (
     check_positive_integers,
     check_replay,
     check_shares,
+    check_tensor,
     check_tokens,
 )
 
@@ -294,17 +295,14 @@ class TokenSampler:
             return torch.zeros(rows, dtype=torch.int64)
         whole = isinstance(prompt, Tensor) and prompt.dtype == torch.int64 and prompt.shape == (rows,)
         if prompt is None or not whole or not bool(((prompt >= 0) & (prompt < len(self.prompts))).all()):
-            raise ValueError(
-                f"prompt is {prompt!r}; expected int64 [{rows}], 0 to {len(self.prompts) - 1}. Say which each row has."
-            )
+            expected = f"int64 [{rows}], 0 to {len(self.prompts) - 1}. Say which each row has."
+            raise ValueError(f"prompt is {prompt!r}; expected {expected}")
         return prompt
 
     def _ask(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """log r of rows; the first time also with other tokens beyond the end, which must change nothing."""
         answer = self.log_reward(tokens, lengths)
-        if not isinstance(answer, Tensor) or answer.shape != lengths.shape or not answer.is_floating_point():
-            given = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
-            raise ValueError(f"log_reward is {given}; expected floats, {tuple(lengths.shape)}. Return one for each.")
+        check_tensor("log_reward", answer, (len(lengths),), f"floats, ({len(lengths)},). Return one for each.")
         check_minus_infinity_only("log_reward", answer)
         if not self._asked:
             beyond = torch.arange(tokens.shape[1]) >= lengths[:, None]
@@ -321,9 +319,8 @@ class TokenSampler:
         other = tokens.clone()
         for name, model in (("policy", self.policy), ("reference", self.reference)):
             logits = model(tokens)
-            shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            if shape[:2] != tokens.shape or len(shape) != 3:
-                raise ValueError(f"{name} returns {shape}; expected [batch, columns, vocabulary]. Return all columns.")
+            shape, rule = (1, tokens.shape[1], None), "[batch, columns, vocabulary]. Return all columns."
+            check_tensor(f"{name}'s answer", logits, shape, rule)
             other[:, -1] = 1 % logits.shape[2]
             if not _alike(model(other)[:, :-1], logits[:, :-1]):
                 raise ValueError(f"{name} looks ahead: later tokens change its logits; expected it causal. Mask them.")
