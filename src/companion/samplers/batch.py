@@ -15,6 +15,7 @@ from companion.plain import storable
 from companion.validation import (
     check_counts,
     check_fits,
+    check_generator,
     check_group,
     check_matrix,
     check_number,
@@ -137,8 +138,10 @@ def check_fading(name: str, number: float | Fading, *, at_most: float | None = N
     check_number(name, at(number, 0), at_least=0, at_most=at_most)
 
 
-def check_behaviour(behaviour: object, *expected: type) -> None:
-    """Refuse a behaviour of another sampler. Raises ``ValueError``."""
+def check_draw(n: int, generator: torch.Generator, behaviour: object, *expected: type) -> None:
+    """Refuse no number of paths, no generator, and a behaviour of another sampler. Raises ``ValueError``."""
+    check_positive_integers(n=n)
+    check_generator(generator)
     if not isinstance(behaviour, expected):
         names = " or ".join(kind.__name__ for kind in expected)
         raise ValueError(f"behaviour is {behaviour!r}; expected {names}, or None. Pass one of this sampler's own.")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from companion.plain import storable
-from companion.samplers.batch import Batch, Fading, at, check_behaviour, check_fading, weights_of
+from companion.samplers.batch import Batch, Fading, at, check_draw, check_fading, weights_of
 from companion.validation import (
     check_finite,
     check_generator,
@@ -239,10 +239,8 @@ class DiffusionSampler:
 
         Raises ``ValueError`` for another sampler's behaviour, a share of no store, or a log-reward that is not finite.
         """
-        check_positive_integers(n=n)
-        check_generator(generator)
         behaviour = Exploration() if behaviour is None else behaviour
-        check_behaviour(behaviour, Exploration)
+        check_draw(n, generator, behaviour, Exploration)
         device = self.parameters()[0].device
         if generator.device.type != device.type:
             raise ValueError(f"generator is on {generator.device}; expected {device} as the policy. Make it there.")

@@ -12,8 +12,7 @@ from torch import Generator, Tensor
 
 from companion.mdp import Paths, Problem, enumerate_paths, log_softmax
 from companion.plain import storable
-from companion.samplers.batch import Batch, Fading, at, check_behaviour, check_fading
-from companion.validation import check_generator, check_positive_integers
+from companion.samplers.batch import Batch, Fading, at, check_draw, check_fading
 
 
 @storable
@@ -75,10 +74,8 @@ class TabularSampler:
 
         Raises ``ValueError`` for another sampler's behaviour, or, for every path, an ``n`` other than their number.
         """
-        check_positive_integers(n=n)
-        check_generator(generator)
         behaviour = UniformMixture() if behaviour is None else behaviour
-        check_behaviour(behaviour, UniformMixture, EveryPath)
+        check_draw(n, generator, behaviour, UniformMixture, EveryPath)
         if isinstance(behaviour, EveryPath):
             return self._every(n)
         epsilon, policy = at(behaviour.epsilon, iteration), self.log_policy().detach().exp()

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from companion.plain import storable
-from companion.samplers.batch import Batch, Fading, at, check_behaviour, check_fading, weights_of
+from companion.samplers.batch import Batch, Fading, at, check_draw, check_fading, weights_of
 from companion.validation import (
     check_counts,
     check_finite,
@@ -178,10 +178,8 @@ class TokenSampler:
         wants a copy or a store that is not there; for a number of fresh texts that is no multiple of a group; for
         logits that are NaN; and for a log-reward that is NaN or +inf, or looks past the end.
         """
-        check_positive_integers(n=n)
-        check_generator(generator)
         behaviour = Writing() if behaviour is None else behaviour
-        check_behaviour(behaviour, Writing)
+        check_draw(n, generator, behaviour, Writing)
         if behaviour.refresh is not None:
             self._refresh(behaviour.refresh, iteration)
         if behaviour.replayed and self.store is None:
