@@ -1,11 +1,10 @@
 """Finite-horizon problems with deterministic transitions, solved exactly: the ground truth of every other module.
 
-A problem is a rooted, directed, acyclic graph. A state is a node, an action is the choice of an outgoing edge, and a
-path runs from the root, state 0, to a state without outgoing edges. Each edge has a reward and a probability under the
-reference policy. Soft values and the optimal policy come from dynamic programming; all paths are listed; expectations
-are sums over that list. Nothing is sampled unless :func:`draw` is asked to. Introduced in chapters
-``a-sampler-is-a-policy`` and ``kl-regularised-rl``. Sources: the soft Bellman equation in Nachum et al. (2017a, 2017b)
-and Levine (2018).
+A problem is a rooted, acyclic graph: a state is a node, an action the choice of an outgoing edge, and a path runs from
+the root, state 0, to a state without outgoing edges. Each edge has a reward and a probability under the reference
+policy. Soft values and the optimal policy come from dynamic programming, expectations from a list of all paths; nothing
+is sampled unless :func:`draw` is asked to. Introduced in chapters ``a-sampler-is-a-policy`` and ``kl-regularised-rl``.
+Sources: the soft Bellman equation in Nachum et al. (2017a, 2017b) and Levine (2018).
 """
 
 import math
@@ -29,10 +28,7 @@ from companion.validation import (
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """A rooted, acyclic graph with a reference policy and a reward on each edge.
-
-    Build one with :func:`from_edges`, :func:`tree` or :func:`lattice`, and change it with :meth:`with_reference`,
-    :meth:`with_rewards` and :meth:`with_log_reward`.
+    """A rooted, acyclic graph with a reference policy and a reward on each edge; :func:`from_edges` builds one.
 
     Attributes:
         source: ``[edges]``, int64; the state each edge leaves, in ascending order. States are numbered so that every
@@ -117,10 +113,7 @@ class Problem:
         return replace(self, rewards=rewards)
 
     def with_log_reward(self, log_reward: Tensor) -> "Problem":
-        """Return the problem with reward log r(x) on the edges that enter x and zero elsewhere.
-
-        ``log_reward`` is ``[terminals]``, in the order of :attr:`terminals`. Raises ``ValueError``.
-        """
+        """Return the problem with log r(x), ``[terminals]``, where an edge enters x, else 0; or ``ValueError``."""
         rule = f"floats, ({len(self.terminals)},), one entry per terminal state. Order it as problem.terminals."
         check_tensor("log_reward", log_reward, (len(self.terminals),), rule)
         by_state = torch.zeros(self.n_states, dtype=log_reward.dtype)
@@ -146,10 +139,7 @@ class Problem:
 
 @dataclass(frozen=True, eq=False)
 class Solution:
-    """The exact solution of a problem.
-
-    ``values`` is V*(s), ``[states]``, in units of reward, 0 at ends; ``log_policy``, ``[edges]``, nats, is optimal.
-    """
+    """The exact solution: ``values``, V*(s), ``[states]``, in units of reward; ``log_policy``, ``[edges]``, in nats."""
 
     values: Tensor
     log_policy: Tensor
@@ -237,10 +227,7 @@ def tree(branching: int, steps: int) -> Problem:
 
 
 def lattice(steps: int) -> Problem:
-    """Return the graph of ``steps`` binary moves whose state is (time, ups): steps-choose-x paths lead to x ups.
-
-    Uniform reference, no reward, float64. Raises ``ValueError`` unless ``steps`` is a positive integer.
-    """
+    """Return the graph of ``steps`` binary moves, states being (time, ups); else as :func:`tree`."""
     check_positive_integers(steps=steps)
 
     def number(time: int, ups: int) -> int:
@@ -252,10 +239,7 @@ def lattice(steps: int) -> Problem:
 
 
 def small_graph() -> Problem:
-    """Return the book's running example: ten states, and nine paths of two or three steps that part and meet again.
-
-    Uniform reference, no reward, float64.
-    """
+    """Return the running example: ten states, nine paths of two or three steps; uniform reference, no reward."""
     first = [(0, 1), (0, 2), (0, 3)]
     middle = [(1, 4), (1, 5), (2, 5), (2, 6), (3, 6), (3, 9)]
     return from_edges(first + middle + [(4, 7), (4, 8), (5, 8), (6, 8), (6, 9)])
@@ -304,9 +288,8 @@ def solve(problem: Problem, *, kl_weight: float, entropy_weight: float = 0.0, ga
         entropy_weight: eta, the weight of the entropy, >= 0; the two sum to alpha > 0.
         gamma: discount, ``0 < gamma <= 1``.
 
-    Raises ``ValueError`` for a weight or a discount out of range, or weights so small that rewards divided by them
-    overflow. Source: Nachum et al. (2017b), the optimal values of the relative-entropy-regularised problem. Derived in
-    chapter ``kl-regularised-rl``.
+    Raises ``ValueError`` for a number out of range, or weights so small that rewards over them overflow. Source: Nachum
+    et al. (2017b), the relative-entropy-regularised problem. Derived in chapter ``kl-regularised-rl``.
     """
     check_kind("problem", problem, Problem)
     check_weights(kl_weight, entropy_weight, gamma)
@@ -391,10 +374,7 @@ def path_counts(problem: Problem) -> Tensor:
 
 
 def visit_log_prob(problem: Problem, log_policy: Tensor) -> Tensor:
-    """Return log p(s), the log-probability that a path of this policy visits each state, ``[states]``, nats.
-
-    At terminal states it is the sampler's log-marginal log p(x). It runs forward over the graph, without listing paths.
-    """
+    """Return log p(s), that a path of this policy visits each state: ``[states]``, nats; log p(x) at the ends."""
     check_kind("problem", problem, Problem)
     problem._check_policy("log_policy", log_policy)
     visits = torch.zeros(problem.n_states, dtype=log_policy.dtype)
@@ -440,10 +420,7 @@ def expectation(values: Tensor, log_behaviour: Tensor) -> Tensor:
 
 
 def draw(paths: Paths, log_behaviour: Tensor, n: int, generator: torch.Generator) -> Paths:
-    """Draw ``n`` paths with replacement from a law over all paths, ``[paths]``, nats.
-
-    Raises ``ValueError`` where ``n`` is not a positive integer, the law does not sum to one, or there is no generator.
-    """
+    """Draw ``n`` paths with replacement from a law over all, ``[paths]``, nats; ``ValueError`` as :func:`marginal`."""
     check_positive_integers(n=n)
     check_generator(generator)
     _check_law("log_behaviour", log_behaviour, paths)
@@ -453,11 +430,10 @@ def draw(paths: Paths, log_behaviour: Tensor, n: int, generator: torch.Generator
 def enumerate_batches(log_behaviour: Tensor, size: int, *, limit: int = 1_000_000) -> tuple[Tensor, Tensor]:
     """Return every ordered batch of ``size`` paths drawn with replacement, and its log-probability.
 
-    ``log_behaviour``, ``[paths]``, nats, is the law of one path, and sums to probability 1; ``size`` is at least 1;
-    ``limit`` is the most entries, batches times size, to list. Returns ``[batches, size]``, int64, for
-    :meth:`Paths.select`; and ``[batches]``, nats, which sum to probability 1: so :func:`expectation` gives the exact
-    mean of whatever is computed from a batch. Keeps gradients. Raises ``ValueError`` for what is no law over paths, a
-    size that is not a positive integer, or too many batches. Source: none, it is a list. Used in chapter
+    ``log_behaviour``, ``[paths]``, nats, is the law of one path; ``limit`` is the most entries, batches times size, to
+    list. Returns ``[batches, size]``, int64, for :meth:`Paths.select`; and ``[batches]``, nats, of which
+    :func:`expectation` makes the exact mean of what is computed from a batch. Keeps gradients. Raises ``ValueError``
+    for what is no law, no positive size, or too many batches. Source: none, it is a list. Used in chapter
     ``on-policy-rtb-is-reinforce``.
     """
     check_positive_integers(size=size, limit=limit)
