@@ -3,11 +3,9 @@ r"""Wishes about texts as finite automata, and the exact posterior of a prior th
 A text is a row of tokens: one that begins it, its letters, one that ends it. Letters are 0 to A - 1; the token A
 begins, ends and pads. An automaton reads the letters one by one and scores the text where it ends: that is log r(x).
 What a prior of fixed context and an automaton know of an unfinished text is a node: its last letters, the automaton's
-state and its length. A soft value for each node is all that the posterior p_ref(x) r(x)^beta / Z needs. It comes by
-dynamic programming from the longest texts backwards; expectations come forwards, by the share of texts at each node.
-Nothing is sampled unless :func:`sample` is asked to. Used in chapter ``names-with-a-wish``.
-
-Source: the soft Bellman equation, as in :mod:`companion.mdp`; automata by the subset construction, which is standard.
+state and its length. The posterior p_ref(x) r(x)^beta / Z comes from a soft value for each node, by dynamic programming
+from the longest texts backwards; expectations come forwards, by the share of texts at each node. Used in chapter
+``names-with-a-wish``. Source: the soft Bellman equation, as in :mod:`companion.mdp`; the subset construction.
 """
 
 import math
@@ -28,10 +26,7 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 def encode(texts: Sequence[str], *, max_length: int, letters: str = LETTERS) -> Tensor:
-    """Return texts as rows of tokens, ``[texts, max_length + 2]``, int64: begun, ended and padded with A.
-
-    Raises ``ValueError`` for a text that is too long, or has another letter.
-    """
+    """Return texts as token rows, ``[texts, max_length + 2]``; too long a text, or other letters: ``ValueError``."""
     check_positive_integers(max_length=max_length)
     rows = torch.full((len(texts), max_length + 2), len(letters))
     for row, text in zip(rows, texts, strict=True):
@@ -42,10 +37,7 @@ def encode(texts: Sequence[str], *, max_length: int, letters: str = LETTERS) -> 
 
 
 def decode(tokens: Tensor, *, letters: str = LETTERS) -> list[str]:
-    """Return the texts of rows of tokens, ``[texts, columns]``: what stands between the first token and the end.
-
-    Raises ``ValueError`` for a token outside the vocabulary.
-    """
+    """Return the texts of rows of tokens, ``[texts, columns]``, up to the end; ``ValueError`` for a token beyond A."""
     check_tokens("tokens", tokens, len(letters) + 1)
     texts = []
     for row in tokens[:, 1:].tolist():
@@ -92,10 +84,7 @@ class Automaton:
         return (self.log_score == self.log_score.max()) & ~self.log_score.isneginf()
 
     def states(self, tokens: Tensor) -> Tensor:
-        """Return the state after each token of each row, ``[rows, columns]``, int64. What is no letter moves nothing.
-
-        Raises ``ValueError`` for a token outside the vocabulary.
-        """
+        """Return the state after each token, ``[rows, columns]``; A moves nothing; ``ValueError`` for one beyond."""
         check_tokens("tokens", tokens, self.letters + 1)
         found = accumulate(tokens.unbind(dim=1), self.after, initial=torch.zeros_like(tokens[:, 0]))
         return torch.stack([*found][1:], dim=1)
@@ -145,10 +134,7 @@ def matches(pattern: str, *, letters: str = LETTERS) -> Automaton:
 
 
 def product(*automata: Automaton) -> Automaton:
-    """Return the automaton that reads with all of these at once: rewards multiply, so yes and no become "and".
-
-    Raises ``ValueError`` for none, or for other letters.
-    """
+    """Return the automaton that reads with all of these: rewards multiply; none, or other letters: ``ValueError``."""
     if not automata or len({automaton.letters for automaton in automata}) != 1:
         raise ValueError(
             f"automata are {len(automata)}, of several alphabets or none; expected one or more of one. Make them anew."
@@ -213,13 +199,8 @@ class Posterior:
         max_length: most letters of a text.
         beta: inverse temperature, > 0.
 
-    Attributes:
-        log_z: log Z, 0-d, float64.
-
-    Raises ``ValueError`` for a prior whose tables have another shape or are not normalised; and for a wish that no text
-    of the prior grants: log Z = -inf.
-
-    Source: the soft Bellman equation in Nachum et al. (2017b). Used in chapter ``names-with-a-wish``.
+    ``log_z`` is log Z, 0-d, float64. Raises ``ValueError`` for a prior whose tables have another shape or are not
+    normalised, and for a wish that no text of the prior grants: log Z = -inf. Source: Nachum et al. (2017b).
     """
 
     def __init__(self, prior: Law, automaton: Automaton, *, max_length: int, beta: float = 1.0) -> None:
@@ -314,9 +295,8 @@ def marginals(law: Law, automaton: Automaton, *, max_length: int) -> Tensor:
 def kl_divergence(first: Law, second: Law, automaton: Automaton, *, max_length: int) -> Tensor:
     """Return KL(first, second) over texts, exactly: 0-d, float64, nats, with gradients; +inf where it is infinite.
 
-    Both look back as many letters. Raises ``ValueError`` otherwise, and as :func:`flow`.
-
-    Source: the chain rule of relative entropy, summed over nodes. Used in chapter ``names-with-a-wish``.
+    Both look back as many letters; ``ValueError`` otherwise, and as :func:`flow`. Source: the chain rule of relative
+    entropy, summed over nodes.
     """
     if first.order != second.order:
         raise ValueError(f"The laws look back {first.order} and {second.order} letters; expected as many. Pad one.")

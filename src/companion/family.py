@@ -44,8 +44,7 @@ def dro_loss(
 ) -> Tensor:
     """Return DRO's loss, half the mean of ``(r - V(x) - tau sum(log_pi - log_ref))^2`` with V learned beside pi.
 
-    Its tau is ``kl_weight``, its V ``value``, which keeps its gradient.
-    Source: Richemond et al. (2024), text only.
+    Its tau is ``kl_weight``, its V ``value``, which keeps its gradient. Source: Richemond et al. (2024), text only.
     """
     _batch(log_pi, None, steps, kl_weight, log_reward=log_reward, log_ref=log_ref)
     check_scalar("value", value, log_pi)
@@ -95,8 +94,7 @@ def kimi_loss(
 
     Its tau is ``kl_weight``, its reference the policy that began the round. The mean reward stands for tau log Z, as in
     its equation (3), the gradient, which is that of this loss over -2 tau; ``partition="log_mean_exp"`` takes
-    ``tau log mean exp(r / tau)``, which the report states first.
-    Source: Kimi Team (2025), section 2.3.2, text only.
+    ``tau log mean exp(r / tau)``, which the report states first. Source: Kimi Team (2025), section 2.3.2, text only.
     """
     same, _ = _batch(log_pi, group, steps, kl_weight, 2, log_reward=log_reward, log_old=log_old)
     centre = _partition(log_reward, same, kl_weight, partition)

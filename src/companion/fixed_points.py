@@ -24,7 +24,8 @@ p* for :func:`target`, beta for 1 / ``kl_weight``:
 ``log_ref`` and ``log_behaviour`` are laws of all paths, ``[paths]``, nats; ``log_reward`` is ``[paths]``; ``log_z``, c,
 what stands for log Z: a number or ``[paths]``, nats; ``steps`` ``[paths]``, integers, true lengths. Results are
 log-probabilities, ``[paths]``, unless said otherwise; all is float64. ``ValueError``: a wrong kind, shape or dtype,
-what is no law, not finite or out of range, and where there is no solution.
+what is no law, not finite or out of range, and where there is no solution. Chapters ``what-your-loss-converges-to``,
+``one-residual-many-names`` and, over a deviation, ``what-dividing-by-the-deviation-leaves``.
 """
 
 import math
@@ -58,10 +59,7 @@ _HALVINGS, _POINTS, _PER_PATH = 80, 8001, "[paths], one entry per path"
 
 
 def target(log_ref: Tensor, log_reward: Tensor, *, beta: float) -> Tensor:
-    """Return p*, proportional to ``pi_ref exp(beta r)``; a reward may be -inf, unless all are.
-
-    Source: Korbak et al. (2022). Chapter ``what-your-loss-converges-to``.
-    """
+    """Return p*, proportional to ``pi_ref exp(beta r)``; r may be -inf, but not all. Source: Korbak et al. (2022)."""
     _check_law("log_ref", log_ref)
     check_number("beta", beta, above=0)
     check_fits("log_reward", log_reward, log_ref, log_ref.shape, _PER_PATH)
@@ -79,7 +77,7 @@ def stand_in(
     ``log u = s - W_0(lambda w e^s)`` with s = beta r - c, w = pi_ref / b (times ``steps``, by which each square is
     divided, if given), lambda from normalisation. For ``c <= log Z + log(1 + (e - 1) min p*)`` it is the only
     stationary point; beyond, others have one path on ``W_-1``, and this one ends, at the latest at ``log Z + 1``.
-    Source: Richemond et al. (2024), Proposition 1; Xu et al. (2026). Chapter ``what-your-loss-converges-to``.
+    Source: Richemond et al. (2024), Proposition 1; Xu et al. (2026).
     """
     tilt, log_weight = _tilt(log_ref, log_reward, log_z, beta), _log_weight(log_ref, log_behaviour)
     return _main_branch(log_ref, tilt, log_weight if steps is None else log_weight + _lengths(steps, log_ref).log())
@@ -91,8 +89,7 @@ def flipped_mean(
     """Return what ``(d + mean d)^2`` leads to off-policy, d = ``log(pi / pi_ref) - beta r``.
 
     It is :func:`stand_in` with c = f E_b d, solved for both: f = 1, or 3 for a mean that keeps its gradient
-    (``attached``); in batches of ``size`` (n - 1) / (n + 1) or 3 (n - 1) / (n + 3). Source: none, it is ours. Chapter
-    ``one-residual-many-names``.
+    (``attached``); in batches of ``size`` (n - 1) / (n + 1) or 3 (n - 1) / (n + 3). Source: none, it is ours.
     """
     tilt, log_weight = _tilt(log_ref, log_reward, 0.0, beta), _log_weight(log_ref, log_behaviour)
     check_kind("attached", attached, bool)
@@ -106,7 +103,7 @@ def flipped_mean(
 def inclusive_mean(beta: float, *, size: int) -> float:
     """Return ``(1 - 1/n) beta``: what a mean of ``size`` rewards that has the path's own, but no KL, makes of beta.
 
-    Source: none, it is ours. Chapter ``what-your-loss-converges-to``.
+    Source: none, it is ours.
     """
     check_number("beta", beta, above=0)
     check_positive_integers(size=size)
@@ -120,7 +117,7 @@ def length_normalised(
 
     ``pi_ref exp(|y| (beta r - c))``, on- and off-policy, where log Z is learned or centred (``log_z`` None); with c
     fixed, on-policy, ``pi_ref exp(|y| (beta r - c) + kappa |y|^2)``. Source: none for the point; the loss, Zhu et al.
-    (2025). Chapter ``what-your-loss-converges-to``.
+    (2025).
     """
     lengths, tilt = _lengths(steps, log_ref), _tilt(log_ref, log_reward, 0.0 if log_z is None else log_z, beta)
     return _normalised(log_ref, lengths * tilt, lengths if log_z is None else lengths.square())
@@ -130,7 +127,6 @@ def residual_over_length(log_ref: Tensor, log_reward: Tensor, log_z: Number, ste
     """Return the on-policy stationary point of ``(c + log(pi / pi_ref) - beta r)^2 / |y|``, c fixed.
 
     ``pi_ref exp(beta r - c + kappa |y|)``; a learned log Z gives p*. Source: none, it is ours; the loss, OpenKimi.
-    Chapter ``what-your-loss-converges-to``.
     """
     return _normalised(log_ref, _tilt(log_ref, log_reward, log_z, beta), _lengths(steps, log_ref))
 
@@ -141,7 +137,7 @@ def per_step_kl(problem: mdp.Problem, *, kl_weight: float, estimator: str) -> Te
     At each state, with the policy's own plain Q: ``pi_ref exp(Q / alpha)`` for ``"k2"`` (and k3 times the ratio), the
     pole ``alpha pi_ref / (c - Q)``, c in ``(max Q, max Q + alpha]``, for ``"k3"``. Paths as
     :func:`companion.mdp.enumerate_paths` lists them; any graph will do. Source: Yao et al. (2026), the KL of later
-    steps that is missing; Vojnovic and Yun (2025), the pole. Chapter ``what-your-loss-converges-to``.
+    steps that is missing; Vojnovic and Yun (2025), the pole.
     """
     check_kind("problem", problem, mdp.Problem)
     check_number("kl_weight", kl_weight, above=0)
@@ -169,7 +165,6 @@ def standardised_success(
     that the statistics are of, 0 for the population; ``correction`` 1 divides by n - 1; ``epsilon`` is added to the
     deviation: with it, or in groups, p = 1 repels, though the last p may round to it, and zeros are sought on a grid.
     ``stable`` and ``unstable`` for the gradient's flow, ascending. Source: Mroueh (2025); Vojnovic and Yun (2025).
-    Chapter ``what-dividing-by-the-deviation-leaves``.
     """
     logit = _check_success(success)
     _check_option(estimator, ("reverse", "k3"))
@@ -201,7 +196,7 @@ def critical_kl_weight(success: float) -> float:
     """Return the weight of the KL below which p = 1 is all that is left of :func:`standardised_success`, population.
 
     ``sinh(x/2)`` at ``(x - logit q) tanh(x/2) = 2``, where the stable and the unstable point meet. Source: none, it is
-    ours; the equation, Mroueh (2025). Chapter ``what-dividing-by-the-deviation-leaves``.
+    ours; the equation, Mroueh (2025).
     """
     logit = _check_success(success)
     low = max(logit, 0.0)
@@ -214,8 +209,7 @@ def standardised_tilts(
     """Return each B between the ascending ``tilts`` with ``B sigma(B) = 1 / alpha``, for rewards over their deviation.
 
     sigma(B) is the deviation of r under ``pi_ref exp(B r)``, which is then a fixed point. ``stable`` and ``unstable``
-    for the *natural* gradient's flow; B to infinity attracts too. Source: none, it is ours. Chapter
-    ``what-dividing-by-the-deviation-leaves``.
+    for the *natural* gradient's flow; B to infinity attracts too. Source: none, it is ours.
     """
     _tilt(log_ref, log_reward, 0.0, 1.0)  # only to check
     check_number("kl_weight", kl_weight, above=0)
@@ -236,8 +230,7 @@ def standardised_tilts(
 def log_lambert_w(x: Tensor, *, negative: bool = False) -> Tensor:
     """Return ``log W_0(exp(x))``, or with ``negative`` ``log(-W_0(-exp(x)))``, for x <= -1, where ``W_-1`` begins.
 
-    The root of ``l + exp(l) = x``, or of ``l - exp(l) = x``; any shape. Source: none, it is Newton's method. Chapter
-    ``what-your-loss-converges-to``.
+    The root of ``l + exp(l) = x``, or of ``l - exp(l) = x``; any shape. Source: none, it is Newton's method.
     """
     check_kind("x", x, Tensor)
     check_finite("x", x, "Leave these out.")

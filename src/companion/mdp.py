@@ -113,7 +113,7 @@ class Problem:
         return replace(self, rewards=rewards)
 
     def with_log_reward(self, log_reward: Tensor) -> "Problem":
-        """Return the problem with log r(x), ``[terminals]``, where an edge enters x, else 0; or ``ValueError``."""
+        """Return the problem with log r(x), ``[terminals]``, on edges into x and 0 elsewhere. Raises ``ValueError``."""
         rule = f"floats, ({len(self.terminals)},), one entry per terminal state. Order it as problem.terminals."
         check_tensor("log_reward", log_reward, (len(self.terminals),), rule)
         by_state = torch.zeros(self.n_states, dtype=log_reward.dtype)

@@ -30,7 +30,7 @@ def mode_weights(points: Tensor, mixture: GaussianMixture) -> Tensor:
     """Return the share of the points, ``[n, dim]``, nearest to each mean of a mixture: ``[components]``, sum 1.
 
     Raises ``ValueError`` for no points, points of another shape or dtype, or some that are not finite. Source: the
-    illustrative example of Venkatraman et al. (2024). Used in chapter ``twenty-five-modes-to-nine``.
+    illustrative example of Venkatraman et al. (2024).
     """
     check_kind("mixture", mixture, GaussianMixture)
     check_matrix("points", points, "[n, dim]")
@@ -47,10 +47,7 @@ def total_variation(p: Tensor, q: Tensor) -> Tensor:
 
 
 def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """Return KL(p, q) of two laws over the same, listed outcomes, ``[outcomes]`` in nats; 0 log 0 is 0.
-
-    Raises ``ValueError`` for what is no law, to five digits, or two that do not fit.
-    """
+    """Return KL(p, q) of laws over listed outcomes, ``[outcomes]``, nats; 0 log 0 is 0; misfits: ``ValueError``."""
     check_kind("log_p", log_p, Tensor)
     check_kind("log_q", log_q, Tensor)
     p = log_p.exp()
@@ -66,7 +63,7 @@ def sliced_wasserstein(x: Tensor, y: Tensor, generator: torch.Generator, *, proj
     The root of the mean, over random directions, of the squared 2-Wasserstein distance of the projections. Two samples
     of one law have a distance above zero, the noise floor: report it beside. Raises ``ValueError`` for no points,
     clouds that do not fit, or points that are not finite. Source: standard; the optimal coupling on a line sorts both
-    sides. Used in chapter ``twenty-five-modes-to-nine``.
+    sides.
     """
     for name, cloud in (("x", x), ("y", y)):
         check_matrix(name, cloud, "[n, dim]")

@@ -1,10 +1,9 @@
 """What is trained towards: one frozen dataclass for each objective, over the pure losses of the book.
 
-Each class names the numbers that its loss needs and calls the pure function that states it; no residual is written a
-second time. What some learn beside the policy, log Z, V(s_0) or a baseline, is one number for all paths, a table over
-conditions, or a module of yours. A new objective is a new class with the same two methods, in any file. Chapter
-on-policy-rtb-is-reinforce derives the gradients, off-policy-the-same-optimum says where they vanish, and
-estimators-and-the-design-space sets them side by side.
+Each class names the numbers that its loss needs and calls the pure function that states it. What some learn beside the
+policy, log Z, V(s_0) or a baseline, is one number for all paths, a table over conditions, or a module of yours. A new
+objective is a new class with the same two methods, in any file. Chapter ``on-policy-rtb-is-reinforce`` derives the
+gradients, ``off-policy-the-same-optimum`` says where they vanish.
 """
 
 from collections.abc import Sequence
@@ -88,10 +87,7 @@ class Table:
 @storable
 @dataclass(frozen=True)
 class StateTable:
-    """One number for each of ``states`` of a tabular problem, zero at the end of a path and beyond: V(s) of sub-paths.
-
-    Raises ``ValueError`` for a batch without integer states.
-    """
+    """V(s) for each of ``states``, zero from a path's end on; ``ValueError`` for a batch without integer states."""
 
     states: int
 
@@ -336,10 +332,7 @@ class PublishedBaseline(_Alone):
 @storable
 @dataclass(frozen=True)
 class MaximumLikelihood(_Alone):
-    """Minus the log-likelihood of the paths drawn: supervised, filtered or reward-weighted, by what draws them.
-
-    Source: standard. Used in chapter ``names-with-a-wish``.
-    """
+    """Minus the log-likelihood of the paths, whatever draws them. Source: standard. Chapter ``names-with-a-wish``."""
 
     def loss(self, batch: Batch, learned: Sequence[Tensor]) -> Tensor:
         """Return minus the mean log-likelihood of a path."""
@@ -351,14 +344,12 @@ class MaximumLikelihood(_Alone):
 class Annealed:
     """Another objective whose inverse temperature rises over the first iterations, from nearly nothing to its own.
 
-    At iteration i it is ``min(1, (i + 1) / (over + 1))`` times its own.
-
     Attributes:
         objective: a dataclass whose field ``beta`` is an inverse temperature, or :class:`TrustPCL`.
-        over: the iterations that it takes, >= 0.
+        over: the iterations that it takes, >= 0: at the i-th it is ``min(1, (i + 1) / (over + 1))`` times its own.
 
-    Raises ``ValueError`` for an objective without an inverse temperature, such as the published baseline.
-    Source: a remedy for early collapse. Used in chapter ``twenty-five-modes-to-nine``.
+    Raises ``ValueError`` for an objective without an inverse temperature, such as the published baseline. Source: a
+    remedy for early collapse. Used in chapter ``twenty-five-modes-to-nine``.
     """
 
     objective: Any

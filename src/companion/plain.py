@@ -53,10 +53,7 @@ def to_plain(value: object) -> Any:
 
 
 def from_plain(data: Any) -> Any:
-    """Return the value that :func:`to_plain` stored.
-
-    Raises ``ValueError`` for a name that no storable class has, other fields than its own, and what it refuses itself.
-    """
+    """Return what :func:`to_plain` stored; ``ValueError`` for an unknown name, other fields, or refused values."""
     if isinstance(data, list):
         return tuple(from_plain(entry) for entry in data)
     if not isinstance(data, Mapping):

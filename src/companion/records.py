@@ -74,10 +74,7 @@ def studies() -> list[str]:
 
 
 def place(study: str, name: str, *, where: Path | str | None = None) -> Path:
-    """Return where the record of that name is, or would be: a file in the folder of its study.
-
-    That is in ``where``, :func:`folder` by default. Raises ``ValueError`` for what names no file, or one outside it.
-    """
+    """Return where a record is, or would be, in ``where`` or :func:`folder`; ``ValueError`` for what names no file."""
     for what, given in (("study", study), ("name", name)):
         if not isinstance(given, str) or not re.fullmatch(r"\w[\w .,+=-]*", given):
             expected = "letters, digits, spaces and . , + = - _, a letter or digit first: it names a file"

@@ -28,10 +28,7 @@ class Interval:
 
 
 def mean_interval(values: Sequence[float], *, level: float = 0.95) -> Interval:
-    """Return the mean of independent values, at least two, one for each seed, with its Student interval.
-
-    Raises ``ValueError`` for fewer values, one that is not finite, or a level outside (0, 1).
-    """
+    """Return the mean of values, one a seed, and its Student interval; ``ValueError`` for one alone, or a bad level."""
     sample = _sample("values", values)
     _check_share("level", level)
     half = stats.t.ppf(0.5 + level / 2, len(sample) - 1) * sample.std() / math.sqrt(len(sample))
@@ -46,8 +43,7 @@ def difference_interval(
     Two samples are independent, with Welch's degrees of freedom; ``paired`` says that the i-th values of both come from
     one seed, so that what the seed does to both drops out of their difference. ``significance`` is that of a one-sided
     test at either end. Raises ``ValueError`` for fewer than two values a side, one that is not finite, a significance
-    outside (0, 0.5), or pairs of which one value is missing. Source: Welch (1947); Student (1908) for pairs. Used in
-    chapter ``twenty-five-modes-to-nine``.
+    outside (0, 0.5), or pairs of which one value is missing. Source: Welch (1947); Student (1908) for pairs.
     """
     _check_share("significance", significance, below=0.5)  # from 0.5 on the interval is inside out
     a, b = _sample("first", first), _sample("second", second)
@@ -80,7 +76,7 @@ def equivalence(
     """Run two one-sided t-tests (TOST) on the means of two samples, independent or paired.
 
     Raises ``ValueError`` as :func:`difference_interval`, and for a margin that is not positive. Source: Schuirmann
-    (1987). Used in chapter ``twenty-five-modes-to-nine``.
+    (1987).
     """
     check_number("margin", margin, above=0)
     interval = difference_interval(first, second, significance=significance, paired=paired)
@@ -91,10 +87,7 @@ def equivalence(
 def smallest_margin(
     first: Sequence[float], second: Sequence[float], *, significance: float = 0.05, paired: bool = False
 ) -> float:
-    """Return the margin above which :func:`equivalence` finds two methods equivalent, and at which it does not yet.
-
-    Raises ``ValueError`` as :func:`difference_interval`. Used in chapter ``twenty-five-modes-to-nine``.
-    """
+    """Return the margin above which :func:`equivalence` finds two methods equivalent; arguments and errors as there."""
     interval = difference_interval(first, second, significance=significance, paired=paired)
     return max(-interval.low, interval.high)
 

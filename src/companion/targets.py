@@ -42,7 +42,7 @@ class GaussianMixture:
 
     Raises ``ValueError`` for a wrong shape, dtype or device, means that are not finite, weights that are no law, or
     ``variance <= 0``. Source: standard; the closed-form drift that ends in it is
-    :class:`companion.samplers.drifts.MixtureDrift`. Used in chapter ``twenty-five-modes-to-nine``.
+    :class:`companion.samplers.drifts.MixtureDrift`.
     """
 
     means: Tensor
@@ -90,10 +90,7 @@ class GaussianMixture:
 
 @dataclass(frozen=True, eq=False)
 class Tilt:
-    """A ``prior``, which the reference samples, and the ``posterior`` that a reward tilts it to at beta = 1.
-
-    Raises ``ValueError`` for what are no two mixtures in one space, of one dtype.
-    """
+    """A ``prior``, and the ``posterior`` that a reward tilts it to; ``ValueError`` for no two mixtures in one space."""
 
     prior: GaussianMixture
     posterior: GaussianMixture
@@ -109,7 +106,7 @@ class Tilt:
 def twenty_five_to_nine(*, dtype: torch.dtype = torch.float32) -> Tilt:
     """Return the illustrative example: 25 equal modes on a grid in the plane, nine of which the posterior keeps.
 
-    Source: Venkatraman et al. (2024), with the weights of their code. Used in chapter ``twenty-five-modes-to-nine``.
+    Source: Venkatraman et al. (2024), with the weights of their code.
     """
     axis = (-10.0, -5.0, 0.0, 5.0, 10.0)
     grid = list(product(axis, axis))
@@ -121,8 +118,7 @@ def twenty_five_to_nine(*, dtype: torch.dtype = torch.float32) -> Tilt:
 def weights_on(whole: GaussianMixture, part: GaussianMixture) -> Tensor:
     """Return the weights of ``part`` over the means of ``whole``, zero where it has none: ``[components of whole]``.
 
-    Raises ``ValueError`` for a mean of ``part`` that ``whole`` does not have, to the last digit, or has twice. Used in
-    chapter ``twenty-five-modes-to-nine``.
+    Raises ``ValueError`` for a mean of ``part`` that ``whole`` does not have, to the last digit, or has twice.
     """
     _check_one_space(whole=whole, part=part)
     same = (part.means[:, None] == whole.means).all(dim=2)

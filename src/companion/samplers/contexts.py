@@ -31,7 +31,6 @@ class ContextNetwork(torch.nn.Module):
         max_length: where given, the network is told how many letters there are so far, at most this many.
 
     Raises ``ValueError`` for an automaton of another alphabet, and on rows of more letters than it may be told of.
-
     Source: language models of fixed context, Bengio et al. (2003). Used in chapter ``names-with-a-wish``.
     """
 

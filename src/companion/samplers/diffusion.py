@@ -3,7 +3,8 @@
 A process starts at s_0 = 0 and takes T steps of dt = 1/T, s' = s + dt u(s, t) + sqrt(sigma^2 dt) noise. The drift u is
 the policy: any function of states and time. A path's log-probability is a sum of Gaussian log-densities, one per step,
 under the drift that drew it or any other. Exploration adds variance to the steps that are *drawn*; the sampler that is
-trained keeps its own. Source: the setting of Venkatraman et al. (2024) and Zhang and Chen (2022).
+trained keeps its own. Source: the setting of Venkatraman et al. (2024) and Zhang and Chen (2022). Used in
+chapter ``twenty-five-modes-to-nine``.
 """
 
 import math
@@ -71,7 +72,7 @@ def rollout(
 
     ``extra_std`` is the standard deviation of exploration noise added to each step, per step, not per unit of time.
     Raises ``ValueError`` for a drift of the wrong shape, a drift that is not finite, or a number out of range. Source:
-    Euler-Maruyama; exploration as in Sendera et al. (2024). Used in chapter ``twenty-five-modes-to-nine``.
+    Euler-Maruyama; exploration as in Sendera et al. (2024).
     """
     with torch.no_grad():
         return traced_rollout(process, drift, n, generator, extra_std=extra_std, dtype=dtype)[0]
@@ -91,7 +92,7 @@ def traced_rollout(
     Returns the states, ``[n, steps + 1, dim]``, and the drift at all states but the last, ``[n, steps, dim]``, for
     :func:`step_log_prob`, so that no state is computed twice. Each step is taken from a constant state: gradients flow
     through the drift at that state only, which is what the log-probability of a given path needs. Source:
-    Euler-Maruyama. Used in chapter ``twenty-five-modes-to-nine``.
+    Euler-Maruyama.
     """
     check_positive_integers(n=n)
     check_generator(generator)
@@ -116,7 +117,7 @@ def log_prob(process: Process, drift: Drift, states: Tensor, *, extra_std: float
 
     ``states`` is ``[n, steps + 1, dim]``; the drift is called once, on all of them but the last. ``extra_std`` is as in
     :func:`rollout`, where the paths' own law is wanted. Raises ``ValueError`` for states or a drift of the wrong shape,
-    or a number out of range. Source: the Gaussian density. Used in chapter ``twenty-five-modes-to-nine``.
+    or a number out of range. Source: the Gaussian density.
     """
     _check_states(process, states)
     move = ask("The drift", drift, states[:, :-1], process.times(states), like=states[:, :-1])
@@ -129,7 +130,7 @@ def step_log_prob(process: Process, states: Tensor, moves: Tensor, *, extra_std:
 
     ``states`` is ``[n, steps + 1, dim]`` and ``moves``, which keeps its gradients, ``[n, steps, dim]``, as
     :func:`traced_rollout` returns them. Raises ``ValueError`` for other shapes, or a negative ``extra_std``. Source:
-    the Gaussian density. Used in chapter ``twenty-five-modes-to-nine``.
+    the Gaussian density.
     """
     _check_states(process, states)
     check_answer("The drift", moves, states[:, 1:])
@@ -178,7 +179,7 @@ class Exploration:
     ``noise`` is the standard deviation added to each fresh step, per step, >= 0, a number, or one that fades;
     ``replayed`` is the share of each batch that comes from the store, and ``replay_until`` the iteration from which
     nothing is replayed; None replays to the end. Raises ``ValueError`` for a number out of range, or an end of what
-    never begins. Source: Sendera et al. (2024) for the noise. Used in chapter ``twenty-five-modes-to-nine``.
+    never begins. Source: Sendera et al. (2024) for the noise.
     """
 
     noise: float | Fading = 0.0
@@ -206,7 +207,7 @@ class DiffusionSampler:
 
     Raises ``ValueError`` for a drift or a store of another process, and for what is no function where one is due. What
     the functions return is checked wherever they are called: shape, dtype and device, and that states are left alone.
-    Source: Venkatraman et al. (2024). Used in chapter ``twenty-five-modes-to-nine``.
+    Source: Venkatraman et al. (2024).
     """
 
     def __init__(
@@ -253,10 +254,7 @@ class DiffusionSampler:
         return Batch(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
 
     def log_weights(self, states: Tensor, *, beta: float = 1.0) -> Tensor:
-        """Return e of given paths, ``[n]``, float64: :meth:`companion.samplers.batch.Batch.log_weights`.
-
-        ``states`` is ``[n, steps + 1, dim]``. Sums are taken in float64, whatever the paths are. Keeps gradients.
-        """
+        """Return e of paths, ``[n, steps + 1, dim]``: ``[n]``, float64, as :meth:`Batch.log_weights` does."""
         log_pi, log_ref = (log_prob(self.process, drift, states).double() for drift in (self.policy, self.reference))
         log_reward = ask("log_reward", self.log_reward, states[:, -1], like=states[:, -1, 0])
         return Batch(log_pi, log_ref, log_reward.double()).log_weights(beta=beta)
@@ -306,7 +304,7 @@ def resampled_prior_paths(
 
     As ``n`` grows the law of a replayed path tends to p*(tau). The paths need no policy, so they can be drawn before
     training begins. Raises ``ValueError`` as :func:`rollout` does, and for ``beta <= 0``. Source: importance
-    resampling; its use here is off-policy, which claim O6 allows. Used in chapter ``twenty-five-modes-to-nine``.
+    resampling; its use here is off-policy, which claim O6 allows.
     """
     check_number("beta", beta, above=0)
     with torch.no_grad():

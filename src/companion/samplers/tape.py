@@ -49,10 +49,7 @@ class Tape:
         self.out_rows, self.first_rows = self.out.unbind(), self.first.unbind()
 
     def step(self, k: int, state: Tensor) -> Tensor:
-        """Fill the next step, ``k``, at ``state``, ``[n, dim]``, and return the drift there, ``[n, dim]``, a constant.
-
-        Raises ``ValueError`` for any other step.
-        """
+        """Fill step ``k`` at ``state``, ``[n, dim]``; return the drift there; ``ValueError`` unless it is the next."""
         if k != len(self.visited):
             raise ValueError(f"k is {k}; expected {len(self.visited)}, the next step. Take the steps in their order.")
         before, after = self.pairs[k if self.keep else 0]

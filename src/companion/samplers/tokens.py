@@ -4,7 +4,7 @@ A row of tokens is a prompt, the text that goes on from it, the token that ends 
 again. The module maps rows ``[batch, columns]`` to logits ``[batch, columns, vocabulary]``; the logits at a column are
 of the token in the next one. A step of a path is a token after the prompt, the end among them. Padding is no step:
 there every per-step entry is zero, and ``steps`` says where a path ends. A text of the maximal length ends with
-probability one, so that the probabilities of all texts sum to one.
+probability one, so that the probabilities of all texts sum to one. Used in chapter ``names-with-a-wish``.
 """
 
 import copy
@@ -109,13 +109,10 @@ class TokenSampler:
     Where a model has ``begin(tokens, lengths)``, which returns the logits of the next token, ``[batch, vocabulary]``,
     and a cache, and ``advance(tokens, cache)``, which reads one more token of each row and returns the same, texts are
     drawn with these, so that no beginning is computed twice. Texts that have ended are read on with the rest, beyond
-    ``max_length`` where prompts differ in length; what is said of them is not looked at.
-
-    Raises ``ValueError`` for prompts that are too long or outside the vocabulary; a model that returns another shape,
-    looks ahead, or says otherwise from its cache; models of two vocabularies; a store of other rows; and, for a copy,
-    a policy that :meth:`parameters` refuses.
-
-    Source: Venkatraman et al. (2024), who train token models by RTB. Used in chapter ``names-with-a-wish``.
+    ``max_length`` where prompts differ in length; what is said of them is not looked at. Raises ``ValueError`` for
+    prompts that are too long or outside the vocabulary; a model that returns another shape, looks ahead, or says
+    otherwise from its cache; models of two vocabularies; a store of other rows; and, for a copy, a policy that
+    :meth:`parameters` refuses. Source: Venkatraman et al. (2024), who train token models by RTB.
     """
 
     def __init__(
@@ -354,10 +351,8 @@ def resampled_prior_texts(sampler: TokenSampler, n: int, generator: torch.Genera
     """Draw ``n`` texts of a sampler's reference, to be replayed in proportion to r(x)^beta within each prompt.
 
     As ``n`` grows the law of a replayed text tends to p*(x), each prompt as likely. Raises ``ValueError`` for
-    ``beta <= 0``, and where no text of some prompt has r > 0.
-
-    Source: importance resampling, as :func:`companion.samplers.diffusion.resampled_prior_paths`. Used in chapter
-    ``names-with-a-wish``.
+    ``beta <= 0``, and where no text of some prompt has r > 0. Source: importance resampling, as
+    :func:`companion.samplers.diffusion.resampled_prior_paths`.
     """
     check_number("beta", beta, above=0)
     check_positive_integers(n=n)

@@ -63,10 +63,7 @@ class Run:
 
 
 def begin(path: Path | str, run: Run) -> int:
-    """Take up a checkpoint where there is one, and return the number of steps done.
-
-    Raises ``ValueError`` for a path that cannot be written to, a damaged file, and the checkpoint of another run.
-    """
+    """Take up a checkpoint, if there; return the steps done. ``ValueError`` for no path, damage, or another run."""
     path = Path(path)
     if path.is_dir() or not path.parent.is_dir():
         raise ValueError(f"checkpoint is {path}; expected a file in a folder that is there. Make the folder first.")
