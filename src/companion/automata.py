@@ -66,10 +66,8 @@ class Automaton:
         shape, states = tuple(self.moves.shape), len(self.log_score) if self.log_score.ndim == 1 else 0
         good = self.moves.dtype == torch.int64 and len(shape) == 2 and shape[0] == states > 0 and shape[1] > 0
         if not good or not 0 <= int(self.moves.min()) <= int(self.moves.max()) < states:
-            raise ValueError(
-                f"moves is {self.moves.dtype} {shape} with {states} scores; expected int64 [states, letters], each "
-                "entry a state, and a score for each state. Count states from 0."
-            )
+            expected = "int64 [states, letters], each entry a state, and a score for each state. Count states from 0."
+            raise ValueError(f"moves is {self.moves.dtype} {shape} with {states} scores; expected {expected}")
         if self.log_score.dtype != torch.float64 or bool((self.log_score.isnan() | self.log_score.isposinf()).any()):
             raise ValueError("log_score is no float64, or NaN or +inf; expected finite values, or -inf. Mend it.")
 
@@ -136,9 +134,8 @@ def matches(pattern: str, *, letters: str = LETTERS) -> Automaton:
 def product(*automata: Automaton) -> Automaton:
     """Return the automaton that reads with all of these: rewards multiply; none, or other letters: ``ValueError``."""
     if not automata or len({automaton.letters for automaton in automata}) != 1:
-        raise ValueError(
-            f"automata are {len(automata)}, of several alphabets or none; expected one or more of one. Make them anew."
-        )
+        expected = "one or more of one. Make them anew."
+        raise ValueError(f"automata are {len(automata)}, of several alphabets or none; expected {expected}")
     moves = [automaton.moves.tolist() for automaton in automata]
 
     def after(states: tuple[int, ...], letter: int) -> tuple[int, ...]:

@@ -497,7 +497,6 @@ def _normalised(per_token: Tensor, mask: Tensor, normalisation: str, longest: in
 def _pairs(pairs: Tensor, log_pi: Tensor) -> tuple[Tensor, Tensor]:
     integers = isinstance(pairs, Tensor) and pairs.dtype == torch.int64 and pairs.ndim == 2 and pairs.shape[1] == 2
     if not integers or not len(pairs) or bool(((pairs < 0) | (pairs >= len(log_pi))).any()):
-        raise ValueError(
-            f"pairs is {pairs}; expected [pairs, 2] of torch.int64, rows of a batch of {len(log_pi)}. Pass such rows."
-        )
+        expected = f"[pairs, 2] of torch.int64, rows of a batch of {len(log_pi)}. Pass such rows."
+        raise ValueError(f"pairs is {pairs}; expected {expected}")
     return pairs[:, 0], pairs[:, 1]

@@ -174,9 +174,8 @@ def standardised_success(
     check_number("correction", correction, at_most=1 if group else 0)
     finite = bool(group or epsilon)
     if group == 1 or (finite and estimator == "k3"):
-        raise ValueError(
-            f"group is {group}, epsilon {epsilon}; expected groups of 2 or more, none with k3. Pass others."
-        )
+        expected = "groups of 2 or more, none with k3. Pass others."
+        raise ValueError(f"group is {group}, epsilon {epsilon}; expected {expected}")
     if estimator == "k3":
         root = math.sqrt(1 + 4 * kl_weight**2 * success * (1 - success))
         return {"stable": [(1 + 2 * kl_weight**2 * success + root) / (2 + 2 * kl_weight**2)], "unstable": []}
@@ -215,9 +214,8 @@ def standardised_tilts(
     check_number("kl_weight", kl_weight, above=0)
     check_kind("tilts", tilts, Tensor)
     if tilts.ndim != 1 or tilts.dtype != torch.float64 or not bool((tilts > 0).all() & (tilts.diff() > 0).all()):
-        raise ValueError(
-            f"tilts is {tuple(tilts.shape)}; expected [points], float64, positive, ascending. Pass a grid."
-        )
+        expected = "[points], float64, positive, ascending. Pass a grid."
+        raise ValueError(f"tilts is {tuple(tilts.shape)}; expected {expected}")
 
     def excess(tilt: Tensor) -> Tensor:
         law = (log_ref + tilt[:, None] * log_reward).softmax(dim=1)
@@ -269,10 +267,8 @@ def _main_branch(log_ref: Tensor, tilt: Tensor, log_weight: Tensor, feedback: fl
         return sign * float(torch.logsumexp(law(own), dim=0))
 
     if sign < 0 and (gap < -1 or (feedback > 0 and top < math.log(feedback)) or excess(0.0) > 0):
-        raise ValueError(
-            f"log Z - c is {gap:g}, too little for a solution on W_0; expected more. Pass a lower log_z, or another "
-            "behaviour: one path would lie on W_-1, and several minima can coexist."
-        )
+        mend = "Pass a lower log_z, or another behaviour: one path would lie on W_-1, and several minima can coexist."
+        raise ValueError(f"log Z - c is {gap:g}, too little for a solution on W_0; expected more. {mend}")
     most = math.log((gap + top - float(height.min())) / (1 - feedback)) if sign > 0 else 0.0
     return law(_bisect(excess, math.log(abs(gap)), most))
 
@@ -345,9 +341,8 @@ def _tilt(log_ref: Tensor, log_reward: Tensor, log_z: Number, beta: float) -> Te
 def _lengths(steps: Tensor, log_ref: Tensor) -> Tensor:
     check_kind("steps", steps, Tensor)
     if steps.dtype not in (torch.int32, torch.int64) or steps.shape != log_ref.shape or bool((steps < 1).any()):
-        raise ValueError(
-            f"steps is {tuple(steps.shape)}; expected {_PER_PATH}, integers, 1 or more. Pass true lengths."
-        )
+        expected = f"{_PER_PATH}, integers, 1 or more. Pass true lengths."
+        raise ValueError(f"steps is {tuple(steps.shape)}; expected {expected}")
     return steps.double()
 
 

@@ -338,9 +338,8 @@ def enumerate_paths(problem: Problem, *, limit: int = 10_000_000) -> Paths:
     check_positive_integers(limit=limit)
     total = count_paths(problem)
     if total > limit:
-        raise ValueError(
-            f"The problem has {total} paths; expected at most {limit}. Raise limit, or take a smaller one."
-        )
+        expected = f"at most {limit}. Raise limit, or take a smaller one."
+        raise ValueError(f"The problem has {total} paths; expected {expected}")
     edges = torch.empty(1, 0, dtype=torch.int64)
     states = torch.zeros(1, 1, dtype=torch.int64)
     for _ in problem.levels:
@@ -439,10 +438,8 @@ def enumerate_batches(log_behaviour: Tensor, size: int, *, limit: int = 1_000_00
     check_positive_integers(size=size, limit=limit)
     _check_law("log_behaviour", log_behaviour)
     if math.log(size) + size * math.log(len(log_behaviour)) > math.log(limit) + 1e-9:
-        raise ValueError(
-            f"There are {len(log_behaviour)}^{size} batches of {size}; expected at most {limit} entries. Raise limit, "
-            "or take smaller batches."
-        )
+        expected = f"at most {limit} entries. Raise limit, or take smaller batches."
+        raise ValueError(f"There are {len(log_behaviour)}^{size} batches of {size}; expected {expected}")
     everyone = torch.arange(len(log_behaviour))
     index = torch.cartesian_prod(*[everyone] * size).reshape(-1, size)
     return index, log_behaviour[index].sum(dim=1)

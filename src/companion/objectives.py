@@ -102,9 +102,8 @@ class StateTable:
         """Return the number of each state of each path, ``[batch, steps + 1]``."""
         states = batch.states
         if states is None or states.ndim != 2 or states.is_floating_point():
-            raise ValueError(
-                "The batch has no table of states; expected [batch, steps + 1] integers. Use another value."
-            )
+            expected = "[batch, steps + 1] integers. Use another value."
+            raise ValueError(f"The batch has no table of states; expected {expected}")
         check_range("a state", states, self.states, "Enlarge the table.")
         return learned[0][states.long()]
 

@@ -251,8 +251,6 @@ def _behaviour(log_behaviour: Tensor | None, weights: str) -> dict[str, Tensor]:
     check_choice("weights", weights, WEIGHTS)
     if (log_behaviour is None) != (weights == "none"):
         given = "missing" if log_behaviour is None else "given"
-        raise ValueError(
-            f"log_behaviour is {given} with weights={weights!r}; expected it exactly when the weights use it. "
-            "Pass both, or neither."
-        )
+        expected = "it exactly when the weights use it. Pass both, or neither."
+        raise ValueError(f"log_behaviour is {given} with weights={weights!r}; expected {expected}")
     return {} if log_behaviour is None else {"log_behaviour": log_behaviour}

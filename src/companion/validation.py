@@ -46,10 +46,8 @@ def check_log_pi(log_pi: Tensor) -> None:
     """Refuse a ``log_pi`` that is no finite, real floating-point ``[batch, steps]`` tensor. Raises ``ValueError``."""
     _check_tensor("log_pi", log_pi)
     if log_pi.ndim != 2 or log_pi.shape[1] < 1:
-        raise ValueError(
-            f"log_pi has shape {tuple(log_pi.shape)}; expected {PER_STEP}, with at least one step. "
-            "Pass the log-probability of every step, not its sum over the path."
-        )
+        mend = "Pass the log-probability of every step, not its sum over the path."
+        raise ValueError(f"log_pi has shape {tuple(log_pi.shape)}; expected {PER_STEP}, with at least one step. {mend}")
     _check_size("log_pi", log_pi.shape[0], 1)
     check_finite("log_pi", log_pi, "Mask impossible steps before taking the logarithm.")
 
@@ -113,10 +111,8 @@ def check_steps(steps: Marks, *, log_pi: Tensor, **others: Tensor) -> None:
         return
     _check_integers("steps", steps, log_pi)
     if int(steps.min()) < 1 or int(steps.max()) > log_pi.shape[1]:
-        raise ValueError(
-            f"steps holds {int(steps.min())} to {int(steps.max())}; expected 1 to {log_pi.shape[1]}, the columns of "
-            "log_pi. Pass the true length of each path."
-        )
+        expected = f"1 to {log_pi.shape[1]}, the columns of log_pi. Pass the true length of each path."
+        raise ValueError(f"steps holds {int(steps.min())} to {int(steps.max())}; expected {expected}")
     for name, value in {"log_pi": log_pi, **others}.items():
         taken = torch.arange(value.shape[1], device=value.device) < steps[:, None]
         beyond = (value != 0) & ~taken

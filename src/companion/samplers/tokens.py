@@ -141,10 +141,8 @@ class TokenSampler:
         check_tokens("prompts", self.prompts, self.vocabulary)
         check_tokens("end", torch.tensor([[end]]), self.vocabulary)
         if self.prompts.shape[1] > max_length + 1:
-            raise ValueError(
-                f"prompts has {self.prompts.shape[1]} columns; expected at most {max_length + 1}, max_length and the "
-                "first token. Shorten them, or raise max_length."
-            )
+            expected = f"at most {max_length + 1}, max_length and the first token. Shorten them, or raise max_length."
+            raise ValueError(f"prompts has {self.prompts.shape[1]} columns; expected {expected}")
         #: Tokens of each prompt, ``[conditions]``.
         self.prompt_lengths = ((self.prompts != end) * torch.arange(self.prompts.shape[1])).amax(dim=1) + 1
         #: The most steps that a path has: the columns of a batch.
