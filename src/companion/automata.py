@@ -213,10 +213,9 @@ class Posterior:
         self._values: list[Tensor] = values
         self.log_z = values[0][0, 0]
         if not bool(self.log_z.isfinite()):
-            raise ValueError(
-                f"log Z is {self.log_z.item()}; expected a finite number: no text of the prior of at most {max_length} "
-                "letters has a reward above 0. Wish for less, or have a miss scored above -inf."
-            )
+            expected = f"a finite number: no text of the prior of at most {max_length} letters has a reward above 0"
+            mend = "Wish for less, or have a miss scored above -inf."
+            raise ValueError(f"log Z is {self.log_z.item()}; expected {expected}. {mend}")
 
     def table(self, length: int) -> Tensor:
         """Return log p* of the next token at each node of a length: ``[contexts, states, A + 1]``, nats.
@@ -334,10 +333,9 @@ def _table(law: Law, automaton: Automaton, length: int) -> Tensor:
     table = law.table(length).double()
     shape = (automaton.letters ** min(length, law.order), len(automaton.moves), automaton.letters + 1)
     if tuple(table.shape) not in (shape, (shape[0], 1, shape[2])):
-        raise ValueError(
-            f"The law's table after {length} letters is {tuple(table.shape)}; expected [contexts, states, A + 1], "
-            f"{shape}, or one column of states. Give it the same alphabet and automaton."
-        )
+        expected = f"[contexts, states, A + 1], {shape}, or one column of states"
+        mend = "Give it the same alphabet and automaton."
+        raise ValueError(f"The law's table after {length} letters is {tuple(table.shape)}; expected {expected}. {mend}")
     excess = table.logsumexp(dim=2).abs().max().item()
     if not excess < 1e-5:  # float32 laws are normalised to seven digits
         raise ValueError(

@@ -466,10 +466,9 @@ def _check_entries(name: str, value: Tensor, index: Tensor) -> None:
     needed = int(index.max()) + 1 if index.numel() else 0
     if not isinstance(value, Tensor) or value.ndim != 1 or len(value) < needed:
         given = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        raise ValueError(
-            f"{name} is {given}; expected a tensor of at least {needed} entries, one for each of the problem. Order it "
-            "as the problem has them."
-        )
+        expected = f"a tensor of at least {needed} entries, one for each of the problem"
+        mend = "Order it as the problem has them."
+        raise ValueError(f"{name} is {given}; expected {expected}. {mend}")
 
 
 def _check_law(name: str, log_prob: Tensor, paths: Paths | None = None) -> None:

@@ -358,10 +358,9 @@ class Annealed:
         check_counts(over=self.over)
         names = {field.name for field in fields(self.objective)} if is_dataclass(self.objective) else set()
         if isinstance(self.objective, type) or not (isinstance(self.objective, TrustPCL) or "beta" in names):
-            raise ValueError(
-                f"objective is {self.objective!r}; expected TrustPCL(...), or a dataclass with a field beta, its "
-                "inverse temperature. Train it without annealing, or give it that field."
-            )
+            expected = "TrustPCL(...), or a dataclass with a field beta, its inverse temperature"
+            mend = "Train it without annealing, or give it that field."
+            raise ValueError(f"objective is {self.objective!r}; expected {expected}. {mend}")
 
     @property
     def beta(self) -> float:

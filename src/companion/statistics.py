@@ -125,10 +125,9 @@ def _error_of_samples(a: torch.Tensor, b: torch.Tensor) -> tuple[float, float]:
 def _error_of_pairs(a: torch.Tensor, b: torch.Tensor) -> tuple[float, float]:
     """The standard error of the mean difference of pairs, and its degrees of freedom."""
     if len(a) != len(b):
-        raise ValueError(
-            f"first holds {len(a)} values, second {len(b)}; expected pairs, one of each for every seed. Leave out the "
-            "seeds that one of them lacks, or compare them unpaired."
-        )
+        expected = "pairs, one of each for every seed"
+        mend = "Leave out the seeds that one of them lacks, or compare them unpaired."
+        raise ValueError(f"first holds {len(a)} values, second {len(b)}; expected {expected}. {mend}")
     return (a - b).std().item() / math.sqrt(len(a)), len(a) - 1.0
 
 

@@ -141,10 +141,9 @@ def check_values(values: Tensor, log_pi: Tensor, steps: Marks) -> None:
     """Refuse what is not V of each state, or not zero from the end of a path on. Raises ``ValueError``."""
     check_per_state("values", values, log_pi)
     if bool((values[:, -1] != 0).any()):
-        raise ValueError(
-            f"values[:, -1] holds {values[:, -1].abs().max().item():g}; expected 0, the value of a terminal state. "
-            "Put the terminal reward in rewards and set the last value to zero."
-        )
+        expected = "0, the value of a terminal state"
+        mend = "Put the terminal reward in rewards and set the last value to zero."
+        raise ValueError(f"values[:, -1] holds {values[:, -1].abs().max().item():g}; expected {expected}. {mend}")
     check_steps(steps, log_pi=log_pi, values=values)
 
 
@@ -152,10 +151,9 @@ def check_constant(**tensors: Tensor) -> None:
     """Refuse tensors that require a gradient where the objective treats them as data. Raises ``ValueError``."""
     for name, value in tensors.items():
         if value.requires_grad:
-            raise ValueError(
-                f"{name} requires a gradient; expected a constant, since the objective is not differentiated through "
-                f"it. Pass {name}.detach(), or compute it under torch.no_grad()."
-            )
+            expected = "a constant, since the objective is not differentiated through it"
+            mend = f"Pass {name}.detach(), or compute it under torch.no_grad()."
+            raise ValueError(f"{name} requires a gradient; expected {expected}. {mend}")
 
 
 def check_minus_infinity_only(name: str, value: Tensor) -> None:
@@ -216,10 +214,9 @@ def check_span(start: int, stop: int, steps: int) -> None:
     """Refuse a sub-path unless ``0 <= start < stop <= steps``, all integers. Raises ``ValueError``."""
     integers = all(isinstance(i, int) and not isinstance(i, bool) for i in (start, stop))
     if not integers or not 0 <= start < stop <= steps:
-        raise ValueError(
-            f"start={start!r}, stop={stop!r}; expected integers with 0 <= start < stop <= {steps} = steps. "
-            "Pass the indices of the first and the last state of the sub-path."
-        )
+        expected = f"integers with 0 <= start < stop <= {steps} = steps"
+        mend = "Pass the indices of the first and the last state of the sub-path."
+        raise ValueError(f"start={start!r}, stop={stop!r}; expected {expected}. {mend}")
 
 
 def _check_tensor(name: str, value: Tensor) -> None:
@@ -245,10 +242,9 @@ def _check_size(name: str, size: int, minimum: int) -> None:
 
 def _check_shape(name: str, value: Tensor, log_pi: Tensor, shape: tuple[int, ...], layout: str) -> None:
     if tuple(value.shape) != tuple(shape):
-        raise ValueError(
-            f"{name} has shape {tuple(value.shape)}; expected {tuple(shape)}, that is {layout}, to go with log_pi of "
-            f"shape {tuple(log_pi.shape)}. Reshape it yourself: nothing is broadcast."
-        )
+        expected = f"{tuple(shape)}, that is {layout}, to go with log_pi of shape {tuple(log_pi.shape)}"
+        mend = "Reshape it yourself: nothing is broadcast."
+        raise ValueError(f"{name} has shape {tuple(value.shape)}; expected {expected}. {mend}")
 
 
 def _check_device(name: str, value: Tensor, log_pi: Tensor) -> None:

@@ -198,10 +198,9 @@ class TokenSampler:
         ends = (tokens == self.end) & after
         wide = tokens.shape[1] == self.max_length + 2
         if not wide or not bool((ends.any(dim=1) & ((tokens == self._begun(prompt)) | after).all(dim=1)).all()):
-            raise ValueError(
-                f"tokens is {tuple(tokens.shape)}, of other rows; expected [rows, {self.max_length + 2}], each its "
-                f"prompt, then a text with token {self.end} at its end. Pad with it."
-            )
+            expected = f"[rows, {self.max_length + 2}], each its prompt, then a text with token {self.end} at its end"
+            mend = "Pad with it."
+            raise ValueError(f"tokens is {tuple(tokens.shape)}, of other rows; expected {expected}. {mend}")
         return ends.int().argmax(dim=1) + 1
 
     def log_prob(self, model: Model, tokens: Tensor, prompt: Tensor | None = None) -> Tensor:
