@@ -238,10 +238,9 @@ class Posterior:
         end, columns = self.automaton.letters, tokens.shape[1]
         ended = (tokens == end).cumsum(dim=1) > 1  # the first of them begins the text
         if columns > self.max_length + 2 or bool((tokens[:, 0] != end).any() | ~ended[:, self.max_length + 1 :].all()):
-            raise ValueError(
-                f"tokens is {tuple(tokens.shape)}; expected [rows, at most {self.max_length + 2}], the token {end} "
-                f"first, and again after at most {self.max_length} letters. Encode the texts."
-            )
+            expected = f"[rows, at most {self.max_length + 2}], the token {end} first"
+            expected += f", and again after at most {self.max_length} letters. Encode the texts."
+            raise ValueError(f"tokens is {tuple(tokens.shape)}; expected {expected}")
         found, node = torch.zeros(tokens.shape, dtype=torch.float64), torch.zeros_like(tokens[:, 0])
         for column in range(min(columns, self.max_length + 1)):
             if column:
@@ -338,10 +337,8 @@ def _table(law: Law, automaton: Automaton, length: int) -> Tensor:
         raise ValueError(f"The law's table after {length} letters is {tuple(table.shape)}; expected {expected}. {mend}")
     excess = table.logsumexp(dim=2).abs().max().item()
     if not excess < 1e-5:  # float32 laws are normalised to seven digits
-        raise ValueError(
-            f"The law sums to a log-probability of {excess:.3g} at some context of {length} letters; expected 0, to "
-            "five digits. Take its log_softmax."
-        )
+        given = f"a log-probability of {excess:.3g} at some context of {length} letters"
+        raise ValueError(f"The law sums to {given}; expected 0, to five digits. Take its log_softmax.")
     return table.expand(-1, shape[1], -1)
 
 

@@ -131,10 +131,9 @@ class Problem:
         total = _logsumexp_by_source(self, value.detach())[~self.terminal]
         slack = 16 * torch.finfo(value.dtype).eps * (8 + self.out_degree[~self.terminal].sqrt())
         if not bool((total.abs() <= slack).all()):
-            raise ValueError(
-                f"{name} sums to a log-probability of {total[total.abs().argmax()].item():.3g} at some state; expected "
-                "0 at each, to rounding. Normalise it with companion.mdp.log_softmax."
-            )
+            given = f"a log-probability of {total[total.abs().argmax()].item():.3g} at some state"
+            mend = "Normalise it with companion.mdp.log_softmax."
+            raise ValueError(f"{name} sums to {given}; expected 0 at each, to rounding. {mend}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,14 +157,10 @@ class Paths:
     states: Tensor
 
     def __post_init__(self) -> None:
-        for name, value in (("edges", self.edges), ("states", self.states)):
-            if not isinstance(value, Tensor) or value.dtype != torch.int64 or value.ndim != 2:
-                raise ValueError(f"{name} is no int64 matrix; expected one row per path. Use enumerate_paths.")
-        if self.states.shape != (len(self.edges), self.edges.shape[1] + 1):
-            raise ValueError(
-                f"edges has shape {tuple(self.edges.shape)}, states {tuple(self.states.shape)}; expected a state more "
-                "than edges in each row. Use enumerate_paths."
-            )
+        check_tensor("edges", self.edges, (None, None), "int64, a row per path. Use enumerate_paths.", torch.int64, 0)
+        shape = (len(self.edges), self.edges.shape[1] + 1)
+        rule = f"int64, {shape}, a state more than edges in each row. Use enumerate_paths."
+        check_tensor("states", self.states, shape, rule, torch.int64)
 
     @property
     def ends(self) -> Tensor:
@@ -482,13 +477,9 @@ def _check_law(name: str, log_prob: Tensor, paths: Paths | None = None) -> None:
 
 
 def _check_graph(source: Tensor, target: Tensor) -> None:
-    if not all(isinstance(ends, Tensor) and ends.dtype == torch.int64 for ends in (source, target)):
-        raise ValueError("source and target are no int64 tensors; expected [edges] of each. Use from_edges.")
-    if source.ndim != 1 or source.shape != target.shape or len(source) == 0:
-        raise ValueError(
-            f"source and target have shapes {tuple(source.shape)} and {tuple(target.shape)}; expected two equal "
-            "[edges], not empty. Give each edge once in both."
-        )
+    check_tensor("source", source, (None,), "int64 [edges], not empty. Use from_edges.", torch.int64)
+    rule = f"int64 ({len(source)},), as source. Give each edge once in both."
+    check_tensor("target", target, (len(source),), rule, torch.int64)
     if bool((source < 0).any()) or bool((target <= source).any()):
         raise ValueError("An edge does not lead to a higher number; expected source < target. Renumber the states.")
     if bool((source.diff() < 0).any()):

@@ -131,10 +131,8 @@ class Network:
         values: Tensor = self.module(batch)
         if not isinstance(values, Tensor) or len(values.shape) not in (1, 2) or len(values) != len(batch.log_reward):
             given = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
-            raise ValueError(
-                f"The module returned {given}; expected one number for each of the {len(batch.log_reward)} paths of "
-                "the batch, or for each state of each path. Look the condition up by batch.group."
-            )
+            expected = f"one number for each of the {len(batch.log_reward)} paths of the batch, or of their states"
+            raise ValueError(f"The module returned {given}; expected {expected}. Look conditions up by batch.group.")
         return values
 
 
@@ -289,10 +287,9 @@ class Reinforce:
     def loss(self, batch: Batch, learned: Sequence[Tensor]) -> Tensor:
         """Return the surrogate, and a learned baseline's error. Raises ``ValueError`` for weights without behaviour."""
         if self.weights != "none" and batch.log_behaviour is None:
-            raise ValueError(
-                f"weights={self.weights!r} with a batch that has no log_behaviour, as where paths are replayed; "
-                "expected one. Use 'none', or a sampler that scores all its paths under what drew them."
-            )
+            lack = f"weights={self.weights!r} with a batch that has no log_behaviour, as where paths are replayed"
+            mend = "Use 'none', or a sampler that scores all its paths under what drew them."
+            raise ValueError(f"{lack}; expected one. {mend}")
         inputs = (batch.log_pi, batch.log_ref, batch.log_reward)
         given: dict[str, Any] = {"beta": self.beta, "weights": self.weights, "group": batch.group, "steps": batch.steps}
         given["log_behaviour"] = None if self.weights == "none" else batch.log_behaviour

@@ -81,10 +81,9 @@ def check_per_path(name: str, value: Tensor, log_pi: Tensor) -> None:
 def check_fits(name: str, value: Tensor, log_pi: Tensor, shape: tuple[int, ...], layout: str) -> None:
     """As :func:`check_like`, without the demand that every entry be finite. Raises ``ValueError``."""
     _check_tensor(name, value)
-    _check_shape(name, value, log_pi, shape, layout)
+    _check_place(name, value, log_pi, shape, layout)
     if value.dtype != log_pi.dtype:
         raise ValueError(f"{name} is {value.dtype}; expected {log_pi.dtype} as log_pi. Convert one of them.")
-    _check_device(name, value, log_pi)
 
 
 def check_group(group: Marks, log_pi: Tensor, *, minimum: int = 1) -> None:
@@ -118,10 +117,9 @@ def check_steps(steps: Marks, *, log_pi: Tensor, **others: Tensor) -> None:
         beyond = (value != 0) & ~taken
         if bool(beyond.any()):
             path, column = beyond.nonzero()[0].tolist()
-            raise ValueError(
-                f"{name} is {value[path, column].item():g} at [{path}, {column}]; expected 0 from the path's end on, "
-                f"after {int(steps[path])} step(s). Put zeros there, or mend its length."
-            )
+            given = f"{value[path, column].item():g} at [{path}, {column}]"
+            expected = f"0 from the path's end on, after {int(steps[path])} step(s)"
+            raise ValueError(f"{name} is {given}; expected {expected}. Put zeros there, or mend its length.")
 
 
 def check_scalar(name: str, value: Tensor, log_pi: Tensor) -> None:
@@ -230,8 +228,7 @@ def _check_integers(name: str, value: Tensor, log_pi: Tensor) -> None:
     if not isinstance(value, Tensor) or value.dtype not in (torch.int32, torch.int64):
         given = value.dtype if isinstance(value, Tensor) else f"a {type(value).__name__}"
         raise ValueError(f"{name} is {given}; expected a torch.Tensor of integers. Pass torch.int64 or torch.int32.")
-    _check_shape(name, value, log_pi, log_pi.shape[:1], "[batch], one entry per path")
-    _check_device(name, value, log_pi)
+    _check_place(name, value, log_pi, log_pi.shape[:1], "[batch], one entry per path")
 
 
 def _check_size(name: str, size: int, minimum: int) -> None:
@@ -240,14 +237,11 @@ def _check_size(name: str, size: int, minimum: int) -> None:
         raise ValueError(f"{name} holds {size} path(s); expected at least {minimum}. {advice}")
 
 
-def _check_shape(name: str, value: Tensor, log_pi: Tensor, shape: tuple[int, ...], layout: str) -> None:
+def _check_place(name: str, value: Tensor, log_pi: Tensor, shape: tuple[int, ...], layout: str) -> None:
     if tuple(value.shape) != tuple(shape):
         expected = f"{tuple(shape)}, that is {layout}, to go with log_pi of shape {tuple(log_pi.shape)}"
         mend = "Reshape it yourself: nothing is broadcast."
         raise ValueError(f"{name} has shape {tuple(value.shape)}; expected {expected}. {mend}")
-
-
-def _check_device(name: str, value: Tensor, log_pi: Tensor) -> None:
     if value.device != log_pi.device:
         raise ValueError(f"{name} is on {value.device}; expected {log_pi.device} as log_pi. Move one of them.")
 

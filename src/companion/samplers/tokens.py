@@ -360,9 +360,8 @@ def resampled_prior_texts(sampler: TokenSampler, n: int, generator: torch.Genera
     for condition in range(len(sampler.prompts)):
         of_it = prompt == condition
         if not bool(log_reward[of_it].isfinite().any()):
-            raise ValueError(
-                f"Of {int(of_it.sum())} texts of prompt {condition} none has a reward; expected some. Draw more texts."
-            )
+            given = f"Of {int(of_it.sum())} texts of prompt {condition} none has a reward"
+            raise ValueError(f"{given}; expected some. Draw more texts.")
         weights[of_it] = log_reward[of_it].softmax(dim=0)
     kept = weights > 0
     return TextStore(tokens[kept], weights[kept], prompt[kept])

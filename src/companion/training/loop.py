@@ -196,10 +196,9 @@ def _check_trained(name: str, tensors: Sequence[Tensor], *, at_least: int = 0) -
     others = sum(not isinstance(tensor, Tensor) for tensor in tensors)
     frozen = sum(isinstance(tensor, Tensor) and not tensor.requires_grad for tensor in tensors)
     if len(tensors) < at_least or frozen or others:
-        raise ValueError(
-            f"The {name} has {len(tensors)} tensors to train, {frozen} of them frozen, {others} of them no tensors; "
-            f"expected {at_least} or more, none frozen. Call requires_grad_(True) on them, or leave them out."
-        )
+        given = f"{len(tensors)} tensors to train, {frozen} of them frozen, {others} of them no tensors"
+        expected = f"{at_least} or more, none frozen. Call requires_grad_(True) on them, or leave them out."
+        raise ValueError(f"The {name} has {given}; expected {expected}")
 
 
 def _check_batch(batch: Batch, n: int) -> None:
@@ -268,11 +267,10 @@ def _check_depends(optimiser: torch.optim.Optimizer) -> None:
     """Refuse a group of tensors none of which the first loss depends on."""
     for j, group in enumerate(optimiser.param_groups):
         if all(tensor.grad is None for tensor in group["params"]):
-            raise ValueError(
-                f"The loss of iteration 0 does not depend on any of the {len(group['params'])} tensors of group {j}; "
-                "expected it to. Group 0 is the policy in fine_tune, group 1 what the objective learns: return what is "
-                "computed from these tensors, not detached, and from no copy of them."
-            )
+            given = f"does not depend on any of the {len(group['params'])} tensors of group {j}"
+            groups = "Group 0 is the policy in fine_tune, group 1 what the objective learns"
+            mend = f"{groups}: return what is computed from these tensors, not detached, and from no copy of them."
+            raise ValueError(f"The loss of iteration 0 {given}; expected it to. {mend}")
 
 
 def _row(name: str, row: Mapping[str, float], taken: set[str]) -> dict[str, float]:
