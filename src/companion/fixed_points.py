@@ -37,6 +37,7 @@ from torch import Tensor
 
 from companion import mdp
 from companion.validation import (
+    check_choice,
     check_constant,
     check_counts,
     check_finite,
@@ -141,7 +142,7 @@ def per_step_kl(problem: mdp.Problem, *, kl_weight: float, estimator: str) -> Te
     """
     check_kind("problem", problem, mdp.Problem)
     check_number("kl_weight", kl_weight, above=0)
-    _check_option(estimator, ("k2", "k3"))
+    check_choice("estimator", estimator, ("k2", "k3"))
     check_finite("rewards", problem.rewards, "Leave edges out that are never taken.")
     log_ref, rewards = problem.log_ref.double(), problem.rewards.double()
     values, log_policy = torch.zeros(problem.n_states, dtype=torch.float64), torch.empty_like(log_ref)
@@ -167,7 +168,7 @@ def standardised_success(
     ``stable`` and ``unstable`` for the gradient's flow, ascending. Source: Mroueh (2025); Vojnovic and Yun (2025).
     """
     logit = _check_success(success)
-    _check_option(estimator, ("reverse", "k3"))
+    check_choice("estimator", estimator, ("reverse", "k3"))
     check_number("kl_weight", kl_weight, above=0, at_most=1e100)
     check_number("epsilon", epsilon, at_least=0)
     check_counts(group=group, correction=correction)
@@ -359,11 +360,6 @@ def _check_law(name: str, law: Tensor) -> None:
     check_constant(**{name: law})
     check_finite(name, law, "Leave paths out that cannot occur.")
     check_law(name, law.exp(), 1e-9)
-
-
-def _check_option(estimator: str, known: tuple[str, ...]) -> None:
-    if estimator not in known:
-        raise ValueError(f"estimator is {estimator!r}; expected one of {known}. Choose one of these.")
 
 
 def _check_success(success: float) -> float:

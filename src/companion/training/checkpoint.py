@@ -4,7 +4,6 @@ A checkpoint names its run, by settings, weights and generator at the start: for
 """
 
 import contextlib
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from companion.plain import digest, digest_of_arrays, to_array
-from companion.records import write_whole
+from companion.records import read_arrays, write_whole
 from companion.training.history import History
 
 
@@ -114,10 +113,8 @@ def _load(path: Path, run: Run) -> int:
 
 def _read(path: Path) -> dict[str, NDArray[Any]]:
     """Read a checkpoint. Whatever is wrong with the file shows in its digest, or in that it cannot be read at all."""
-    content = path.read_bytes()
-    # What numpy and zipfile raise for a broken file is no fixed list.
-    with contextlib.suppress(Exception), np.load(io.BytesIO(content), allow_pickle=False) as file:
-        arrays: dict[str, NDArray[Any]] = dict(file)
+    with contextlib.suppress(ValueError, KeyError):
+        arrays = read_arrays(path)
         if str(arrays.pop("digest")) == digest_of_arrays(arrays):
             return arrays
     mend = "Remove it, to begin the run anew, or pass another path."
