@@ -1,8 +1,7 @@
 """What every sampler gives and every objective takes: a batch of paths, scored; and how a quantity fades over a run.
 
-An objective asks for the same few numbers whatever is sampled, Gaussian steps, the edges of a graph or tokens: a
-:class:`Batch` holds them. The behaviour, which is what draws the paths, is a value of the sampler's own type. Source:
-the choices of behaviour in Venkatraman et al. (2024) and Sendera et al. (2024).
+An objective asks for the same numbers whatever is sampled. The behaviour, which is what draws the paths, is a value of
+the sampler's own type. Source: the behaviours of Venkatraman et al. (2024) and Sendera et al. (2024).
 """
 
 from dataclasses import dataclass

@@ -78,8 +78,7 @@ class TextStore:
         weights: ``[texts]``, floats >= 0; how often each is drawn, in proportion.
         prompt: ``[texts]``, int64; which of the sampler's prompts each goes on from. None where it has just one.
 
-    Raises ``ValueError`` for rows that are no tokens, or weights that are no law over them. Prompts are for the sampler
-    to check.
+    Raises ``ValueError`` for rows that are no tokens, or no weights; the sampler checks the prompts.
     """
 
     tokens: Tensor
@@ -108,9 +107,8 @@ class TokenSampler:
 
     Where a model has ``begin(tokens, lengths)``, which returns the logits of the next token, ``[batch, vocabulary]``,
     and a cache, and ``advance(tokens, cache)``, which reads one more token of each row and returns the same, texts are
-    drawn with these, so that no beginning is computed twice. Texts that have ended are read on with the rest, beyond
-    ``max_length`` where prompts differ in length; what is said of them is not looked at. Raises ``ValueError`` for
-    prompts that are too long or outside the vocabulary; a model that returns another shape, looks ahead, or says
+    drawn with these; rows that have ended are read on, and what is said of them is not looked at. Raises ``ValueError``
+    for prompts that are too long or outside the vocabulary; a model that returns another shape, looks ahead, or says
     otherwise from its cache; models of two vocabularies; a store of other rows; and, for a copy, a policy that
     :meth:`parameters` refuses. Source: Venkatraman et al. (2024), who train token models by RTB.
     """
@@ -189,8 +187,7 @@ class TokenSampler:
     def lengths(self, tokens: Tensor, prompt: Tensor | None = None) -> Tensor:
         """Return the number of tokens of each row up to its end, ``[rows]``: the first end token after its prompt.
 
-        Raises ``ValueError`` for rows of another width, tokens outside the vocabulary, a row that does not begin with
-        its prompt or does not end, and a ``prompt`` that is not there.
+        Raises ``ValueError`` for rows of another width, other tokens, prompt or no end, and a ``prompt`` not there.
         """
         check_tokens("tokens", tokens, self.vocabulary)
         prompt = self._prompt_of(len(tokens), prompt)
@@ -204,10 +201,9 @@ class TokenSampler:
         return ends.int().argmax(dim=1) + 1
 
     def log_prob(self, model: Model, tokens: Tensor, prompt: Tensor | None = None) -> Tensor:
-        """Return the log-probability of each token after the prompt, and of the end: ``[rows, steps]``, 0 in padding.
+        """Return the log-probability of each token after the prompt, with the end: ``[rows, steps]``, 0 in padding.
 
-        ``tokens`` is ``[rows, max_length + 2]``; ``prompt``, ``[rows]``, says which prompt each goes on from. Keeps
-        gradients. Raises ``ValueError`` as :meth:`lengths`.
+        Arguments and errors as in :meth:`lengths`. Keeps gradients.
         """
         lengths, prompt = self.lengths(tokens, prompt), self._prompt_of(len(tokens), prompt)
         return self._picked(self._law(model(tokens[:, :-1])), tokens, prompt, lengths)
@@ -347,9 +343,8 @@ class TokenSampler:
 def resampled_prior_texts(sampler: TokenSampler, n: int, generator: torch.Generator, *, beta: float = 1.0) -> TextStore:
     """Draw ``n`` texts of a sampler's reference, to be replayed in proportion to r(x)^beta within each prompt.
 
-    As ``n`` grows the law of a replayed text tends to p*(x), each prompt as likely. Raises ``ValueError`` for
-    ``beta <= 0``, and where no text of some prompt has r > 0. Source: importance resampling, as
-    :func:`companion.samplers.diffusion.resampled_prior_paths`.
+    As ``n`` grows the law of a replayed text tends to p*(x). Raises ``ValueError`` for ``beta <= 0``, and where no text
+    of some prompt has r > 0. Source: as :func:`companion.samplers.diffusion.resampled_prior_paths`.
     """
     check_number("beta", beta, above=0)
     check_positive_integers(n=n)
