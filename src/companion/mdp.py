@@ -216,9 +216,7 @@ def tree(branching: int, steps: int) -> Problem:
     """
     check_positive_integers(branching=branching, steps=steps)
     inner = sum(branching**t for t in range(steps))
-    source = torch.arange(inner).repeat_interleave(branching)
-    log_ref = torch.full((len(source),), -math.log(branching), dtype=torch.float64)
-    return Problem(source, torch.arange(1, len(source) + 1), log_ref, torch.zeros_like(log_ref))
+    return from_edges([(s, branching * s + action) for s in range(inner) for action in range(1, branching + 1)])
 
 
 def lattice(steps: int) -> Problem:

@@ -16,7 +16,6 @@ from companion.validation import (
     check_generator,
     check_kind,
     check_law,
-    check_matrix,
     check_minus_infinity_only,
     check_positive_integers,
     check_tensor,
@@ -29,11 +28,10 @@ _SLACK = 1e-5
 def mode_weights(points: Tensor, mixture: GaussianMixture) -> Tensor:
     """Return the share of the points, ``[n, dim]``, nearest to each mean of a mixture: ``[components]``, sum 1.
 
-    Raises ``ValueError`` for no points, points of another shape or dtype, or some that are not finite. Source: the
-    illustrative example of Venkatraman et al. (2024).
+    Raises ``ValueError`` for points of another shape or dtype, none, or not finite. Source: Venkatraman et al. (2024).
     """
     check_kind("mixture", mixture, GaussianMixture)
-    check_matrix("points", points, "[n, dim]")
+    check_tensor("points", points, (None, None), "floats, [n, dim], not empty. Pass one per row.")
     counts = torch.bincount(mixture.nearest(points), minlength=len(mixture.means))
     return counts.to(points.dtype) / len(points)
 
@@ -62,11 +60,10 @@ def sliced_wasserstein(x: Tensor, y: Tensor, generator: torch.Generator, *, proj
 
     The root of the mean, over random directions, of the squared 2-Wasserstein distance of the projections. Two samples
     of one law have a distance above zero, the noise floor: report it beside. Raises ``ValueError`` for no points,
-    clouds that do not fit, or points that are not finite. Source: standard; the optimal coupling on a line sorts both
-    sides.
+    clouds that do not fit, or points that are not finite. Source: standard.
     """
     for name, cloud in (("x", x), ("y", y)):
-        check_matrix(name, cloud, "[n, dim]")
+        check_tensor(name, cloud, (None, None), "floats, [n, dim], not empty. Pass one per row.")
         check_finite(name, cloud, "Leave out the points of a sampler that diverged, or mend it.")
     _check_same(x=x, y=y)
     check_generator(generator)

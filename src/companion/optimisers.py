@@ -33,11 +33,9 @@ def rescale(
         parameter: u > 0, the factor on the parameter.
 
     Of the settings ``lr``, ``eps`` (Adam, AdamW) and ``weight_decay`` are rescaled; the rest is as given. A threshold
-    for gradient clipping is no setting of an optimiser: multiply it by c. (torch's ``clip_grad_norm_`` then clips alike
-    to five digits or so, because it adds 1e-6 to the norm.) Raises ``ValueError`` for an optimiser or a setting that is
-    not known, and for a factor, ``lr``, ``eps`` or ``weight_decay`` that is out of range, or that the factors take
-    beyond that of floating-point numbers, to infinity or to zero. Source: the update rules of ``torch.optim``; the case
-    of RTB and Trust-PCL, claim E4. Derived in chapter ``two-optimisers-in-lockstep``.
+    for gradient clipping is no setting of an optimiser: multiply it by c. Raises ``ValueError`` for an unknown
+    optimiser or setting, and for a factor, ``lr``, ``eps`` or ``weight_decay`` that is out of range, or that the
+    factors take to infinity or to zero. Source: the update rules of ``torch.optim``; claim E4.
     """
     check_number("gradient", gradient, above=0)
     check_number("parameter", parameter, above=0)
@@ -63,10 +61,9 @@ def trust_pcl_settings(
     """Return the settings for Trust-PCL's policy, and those for its V(s_0), that repeat an RTB run step by step.
 
     ``policy`` and ``log_z`` are the settings with which RTB trains these; ``alpha`` is the KL weight of Trust-PCL, > 0,
-    beta being 1/alpha: start its value at alpha log Z. Both losses carry the half that :func:`companion.rtb.loss` and
-    :func:`companion.trust_pcl.loss` have. For a loss without it, use :func:`rescale` with ``gradient=0.5`` first.
-    Raises ``ValueError`` as that. Source: claim E4, from the gradients of Deleu et al. (2025). Derived in chapter
-    ``two-optimisers-in-lockstep``.
+    beta being 1/alpha: start its value at alpha log Z. Both losses carry the half that those of this package have; for
+    one without it, use :func:`rescale` with ``gradient=0.5`` first. Raises ``ValueError`` as that. Source: claim E4,
+    from the gradients of Deleu et al. (2025).
     """
     check_number("alpha", alpha, above=0)
     alpha = float(alpha)  # the square of an integer may be too large for torch, or for a float

@@ -1,8 +1,7 @@
 """Stored results, of studies and of benchmarks: one schema, one writer, one reader.
 
-A record is one JSON file: its configuration, its provenance, its measures and its history. Arrays such as the weights
-of a trained model are in an npz file of the same name. A file is written whole or not at all. Chapters and tests read
-records, so that no number is typed by hand; reading them needs no torch.
+A record is one JSON file; arrays such as the weights of a trained model are in an npz file of the same name. A file is
+written whole or not at all. Chapters and tests read records, so that no number is typed by hand, and without torch.
 """
 
 import json
@@ -167,8 +166,7 @@ def write(
     twenty-fifth. Numbers are kept to seven digits, all that float32 gives; what is not finite becomes null among
     measures and histories. ``arrays`` go into an npz file, no pickles; without them, that of a record which is replaced
     goes. ``where`` is as in :func:`place`. Raises ``ValueError``, before anything is written, for a part that
-    :func:`read` would refuse: a name that is none, a configuration that is no JSON, columns of several lengths, arrays
-    that would be pickled.
+    :func:`read` would refuse, and arrays that would be pickled.
     """
     path = place(study, configuration.get("name", ""), where=where)
     history = {"diverged_at": diverged_at, "steps": _thinned(path, steps or {}), "evaluations": evaluations or {}}

@@ -1,11 +1,9 @@
 """Policy gradients with a KL penalty: REINFORCE (Williams, 1992) on the reward log r(x) - (1/beta) log(p_theta/p_ref).
 
 Two functions cover the design space of chapter ``estimators-and-the-design-space``: :func:`kl_loss` trains the policy,
-under any baseline and any weights for paths that another sampler drew, and :func:`critic_loss` trains the baseline
-where that is learned. The value of ``kl_loss`` means nothing; its gradient is the policy gradient. :func:`kl_estimator`
-is the KL penalty, step by step, in the three forms that libraries use. The last function keeps the baseline first
-published beside RTB as it was, for chapter ``anatomy-of-a-baseline`` to take apart. ``group`` and ``steps`` mean what
-they mean in :mod:`companion.rtb`; means, softmax and clipping are then those of each group.
+under any baseline and any weights for paths that another sampler drew, and :func:`critic_loss` a learned baseline. The
+value of ``kl_loss`` means nothing; its gradient is the policy gradient. ``group`` and ``steps`` mean what they mean in
+:mod:`companion.rtb`; means, softmax and clipping are then those of each group.
 """
 
 import torch
@@ -47,8 +45,7 @@ def kl_loss(
 ) -> Tensor:
     """Return a surrogate, ``-mean(A * sum(log_pi))``, whose gradient descends the KL-regularised return.
 
-    A is the detached advantage, ``log_reward - (1/beta) sum(log_pi - log_ref)`` less the baseline. With weights the
-    mean becomes a weighted sum.
+    A is the detached advantage, ``log_reward - (1/beta) sum(log_pi - log_ref)`` less the baseline.
 
     Args:
         log_pi, log_ref: ``[batch, steps]``, nats. The first keeps its gradient, the second is a constant.
@@ -58,10 +55,9 @@ def kl_loss(
             number, such as the value that :func:`critic_loss` learns, or ``[batch]``, one for each path. A constant.
         log_behaviour: ``[batch, steps]``, nats; the steps under the sampler that drew them. Given exactly when
             ``weights`` is not ``"none"``. A constant.
-        weights: ``"none"``; ``"importance"``, self-normalised weights, the softmax over the batch of
-            ``sum(log_pi - log_behaviour)``; or ``"tempered"``, the softmax of that divided by ``steps``, or else by the
-            number of columns, the off-policy form of Deleu et al. (2025). Weights are detached; those of a group sum to
-            its share of the batch.
+        weights: ``"none"``, or for a weighted sum in place of the mean ``"importance"``, the softmax over the batch of
+            ``sum(log_pi - log_behaviour)``, or ``"tempered"``, of that over ``steps`` or else the number of columns,
+            as in Deleu et al. (2025): detached, and in a group of sum its share of the batch.
         clip: largest distance, > 0, of a path's return from the mean of its group or batch, in nats (beta times the
             unit of the return). It is applied before the baseline; None clips nothing.
         group, steps: as the module says; zeros from a path's end on; given ``steps``, a nonzero entry there is refused.
@@ -101,9 +97,8 @@ def critic_loss(
     """Return half the mean squared error of a learned baseline, V(s_0), as a forecast of the KL-regularised return.
 
     It trains ``value`` alone: the return ``log_reward - (1/beta) sum(log_pi - log_ref)`` is detached. With weights the
-    mean becomes a weighted sum. Together with ``kl_loss(..., baseline=value.item())``, times alpha = 1/beta, for the
-    policy, it has the gradients of Trust-PCL on full paths: value / alpha is RTB's log Z. With one value per condition
-    the baseline is ``value.detach()``.
+    mean becomes a weighted sum. Together with ``kl_loss(..., baseline=value.detach())``, times alpha = 1/beta, for the
+    policy, it has the gradients of Trust-PCL on full paths: value / alpha is RTB's log Z.
 
     Args:
         log_pi, log_ref, log_reward, beta, log_behaviour, weights, group, steps: as in :func:`kl_loss`, but no gradient
@@ -126,8 +121,7 @@ def kl_estimator(log_pi: Tensor, log_ref: Tensor, *, kind: str, steps: Marks = N
     """Return k1, k2 or k3 of each step: an estimate of KL(pi, pi_ref) from one action that pi drew (k2 is biased).
 
     With the log-ratio l = log_pi - log_ref, k1 = l, k2 = l^2 / 2 and k3 = exp(-l) - 1 + l. Added to a loss it is
-    differentiated; taken off a reward it is detached first. The two differ, and the chapter says how. For whole paths
-    instead of steps, pass sums: ``log_pi.sum(dim=1, keepdim=True)``.
+    differentiated; taken off a reward it is detached first. For whole paths pass sums over their steps, ``[batch, 1]``.
 
     Args:
         log_pi, log_ref: ``[batch, steps]``, nats. The first keeps its gradient, the second is a constant.
@@ -135,8 +129,7 @@ def kl_estimator(log_pi: Tensor, log_ref: Tensor, *, kind: str, steps: Marks = N
         steps: true lengths: zeros from a path's end on; given ``steps``, a nonzero entry there is refused.
 
     Returns ``[batch, steps]``, nats; zero in padding. Raises ``ValueError`` as :func:`kl_loss`, and for an unknown kind
-    or an overflow, as of k3 where pi_ref/pi is huge. Source: Schulman (2020). Derived in chapter
-    ``estimators-and-the-design-space``.
+    or an overflow. Source: Schulman (2020). Derived in chapter ``estimators-and-the-design-space``.
     """
     check_paths(log_pi, steps=steps, log_ref=log_ref)
     check_choice("kind", kind, ESTIMATORS)
@@ -154,9 +147,8 @@ def published_baseline_loss(
 ) -> Tensor:
     """Return the RL baseline that was first published beside RTB, a scalar.
 
-    It is ``mean(-(r - mean r) log p + kl_weight (log p - log p_ref)^2)``, with r = exp(log_reward). It maximises
-    E[r(x)], not E[log r(x)]; and the square, differentiated on detached samples, is not the KL. Its optimum is not the
-    posterior.
+    It is ``mean(-(r - mean r) log p + kl_weight (log p - log p_ref)^2)``, with r = exp(log_reward): its optimum is not
+    the posterior.
 
     Args:
         log_pi: ``[batch, steps]``, nats, at least two paths (of each group). Keeps its gradient.
@@ -166,8 +158,7 @@ def published_baseline_loss(
         group, steps: as the module says; zeros from a path's end on; given ``steps``, a nonzero entry there is refused.
 
     Raises ``ValueError`` as :func:`kl_loss` (but for -inf rewards), for a negative weight, or for rewards that
-    overflow. Source: the illustrative example of Venkatraman et al. (2024), as published with their code. Derived in
-    chapter ``anatomy-of-a-baseline``.
+    overflow. Source: the code of Venkatraman et al. (2024). Derived in chapter ``anatomy-of-a-baseline``.
     """
     check_paths(log_pi, group=group, steps=steps, minimum=2, log_ref=log_ref)
     check_fits("log_reward", log_reward, log_pi, log_pi.shape[:1], "[batch]")

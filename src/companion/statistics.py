@@ -1,10 +1,8 @@
 """Several seeds, one answer: intervals for a mean, and the test of whether two methods are equivalent.
 
-One run is an anecdote. A mean over seeds comes with an interval. That two methods differ by less than a margin is not
-shown by failing to find a difference, but by two one-sided tests: both must reject that the difference lies beyond the
-margin, which was fixed beforehand. Methods that share their seeds are compared pair by pair. Used from chapter
-``twenty-five-modes-to-nine`` on. Source: Schuirmann (1987) for the two one-sided tests; Student's t throughout, from
-scipy.
+That two methods differ by less than a margin is not shown by failing to find a difference, but by two one-sided tests:
+both must reject that the difference lies beyond the margin, which was fixed beforehand. Used from chapter
+``twenty-five-modes-to-nine`` on. Source: Schuirmann (1987); Student's t throughout, from scipy.
 """
 
 import math
@@ -55,10 +53,9 @@ def difference_interval(
 
 @dataclass(frozen=True)
 class Equivalence:
-    """What two one-sided tests say of a difference.
+    """What two one-sided tests say of a ``difference``, an interval at level 1 - 2 x significance.
 
     Attributes:
-        difference: mean of the first less mean of the second, with its interval at level 1 - 2 x ``significance``.
         margin: the difference from which on two methods count as different.
         equivalent: whether the whole interval lies inside plus or minus the margin: both tests reject.
         different: whether the whole interval lies beyond the margin on one side.
@@ -73,10 +70,9 @@ class Equivalence:
 def equivalence(
     first: Sequence[float], second: Sequence[float], *, margin: float, significance: float = 0.05, paired: bool = False
 ) -> Equivalence:
-    """Run two one-sided t-tests (TOST) on the means of two samples, independent or paired.
+    """Run two one-sided t-tests (TOST) on the means of two samples, independent or paired: Schuirmann (1987).
 
-    Raises ``ValueError`` as :func:`difference_interval`, and for a margin that is not positive. Source: Schuirmann
-    (1987).
+    Raises ``ValueError`` as :func:`difference_interval`, and for a margin that is not positive.
     """
     check_number("margin", margin, above=0)
     interval = difference_interval(first, second, significance=significance, paired=paired)

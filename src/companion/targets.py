@@ -1,10 +1,8 @@
 """Priors, rewards and posteriors with known answers: the mixture of twenty-five Gaussians that is tilted to nine.
 
-A task is a prior over x and a posterior over x, both known in closed form; the reward is their ratio, r(x) = posterior
-density / prior density, so that at beta = 1 the target p*(x) = prior(x) r(x) / Z is the posterior and Z = 1. What a
-sampler was fine-tuned to can thus be compared with what it should have become. Used in chapter
-``twenty-five-modes-to-nine``. Source: the illustrative example of Venkatraman et al. (2024), revisited by Deleu et al.
-(2025).
+A task is a prior over x and a posterior over x, both known in closed form; the reward is the ratio of their densities,
+so that at beta = 1 the target p*(x) = prior(x) r(x) / Z is the posterior and Z = 1. Used in chapter
+``twenty-five-modes-to-nine``. Source: Venkatraman et al. (2024), revisited by Deleu et al. (2025).
 """
 
 import math
@@ -18,7 +16,6 @@ from companion.validation import (
     check_finite,
     check_generator,
     check_kind,
-    check_matrix,
     check_number,
     check_positive_integers,
     check_tensor,
@@ -41,8 +38,7 @@ class GaussianMixture:
         variance: of each component, > 0.
 
     Raises ``ValueError`` for a wrong shape, dtype or device, means that are not finite, weights that are no law, or
-    ``variance <= 0``. Source: standard; the closed-form drift that ends in it is
-    :class:`companion.samplers.drifts.MixtureDrift`.
+    ``variance <= 0``. Source: standard.
     """
 
     means: Tensor
@@ -51,7 +47,7 @@ class GaussianMixture:
 
     def __post_init__(self) -> None:
         check_number("variance", self.variance, above=0)
-        check_matrix("means", self.means, "[components, dim]")
+        check_tensor("means", self.means, (None, None), "floats, [components, dim], not empty. Pass one per row.")
         check_finite("means", self.means, "Put each mean where it is.")
         rule = "[components], one weight per mean. Pass as many as means."
         check_tensor("weights", self.weights, (len(self.means),), rule)
@@ -131,11 +127,10 @@ def tilted_mode_weights(tilt: Tilt, factor: float) -> Tensor:
     """Return the mode weights of prior(x) exp(factor r(x)), normalised: ``[components of the prior]``.
 
     Within a mode r(x) is nearly constant where modes are far apart: the ratio r_k of posterior weight and prior weight,
-    0 where the posterior has none. So mode k has its prior weight times exp(factor r_k). Left out is the share of a
-    component that lies nearer to another mean, less than 1e-5 in the illustrative example. The first published baseline
-    with weight w and batches of n has the factor (1 - 1/n) / (2w). Raises ``ValueError`` for two variances, a mean of
-    the posterior that the prior does not have, or a factor that is negative, not finite, or so large that its product
-    with r is not. Source: claim B1. Derived in chapter ``anatomy-of-a-baseline``.
+    0 where the posterior has none. So mode k has its prior weight times exp(factor r_k), up to the share of a component
+    that lies nearer to another mean. The first published baseline with weight w and batches of n has the factor (1 -
+    1/n) / (2w). Raises ``ValueError`` for two variances, a mean of the posterior that the prior does not have, or a
+    factor out of range. Source: claim B1. Derived in chapter ``anatomy-of-a-baseline``.
     """
     check_number("factor", factor, at_least=0)
     check_kind("tilt", tilt, Tilt)

@@ -26,10 +26,9 @@ Marks = Tensor | None
 def check_paths(
     log_pi: Tensor, *, group: Marks = None, steps: Marks = None, minimum: int = 1, **constants: Tensor
 ) -> None:
-    """Refuse what a loss cannot take: a wrong ``log_pi``, constants that do not fit it, groups or lengths.
+    """Refuse a wrong ``log_pi``, constants that do not fit it, groups or lengths. Raises ``ValueError``.
 
-    Of the constants ``log_reward`` is ``[batch]``, all others ``[batch, steps]``. ``minimum`` is as in
-    :func:`check_group`. Raises ``ValueError``.
+    ``log_reward`` is ``[batch]``, all others ``[batch, steps]``; ``minimum`` is as in :func:`check_group`.
     """
     check_log_pi(log_pi)
     per_step = {name: value for name, value in constants.items() if name != "log_reward"}
@@ -53,10 +52,7 @@ def check_log_pi(log_pi: Tensor) -> None:
 
 
 def check_like(name: str, value: Tensor, log_pi: Tensor, shape: tuple[int, ...], layout: str) -> None:
-    """Refuse a tensor whose shape, dtype or device does not fit ``log_pi``, or that is not finite.
-
-    ``shape`` is the exact shape expected and ``layout`` its name in words. Raises ``ValueError``.
-    """
+    """As :func:`check_fits`, and refuse what is not finite. Raises ``ValueError``."""
     check_fits(name, value, log_pi, shape, layout)
     advice = "Mask impossible steps before taking the logarithm."
     if name in ("log_reward", "rewards"):
@@ -79,7 +75,7 @@ def check_per_path(name: str, value: Tensor, log_pi: Tensor) -> None:
 
 
 def check_fits(name: str, value: Tensor, log_pi: Tensor, shape: tuple[int, ...], layout: str) -> None:
-    """As :func:`check_like`, without the demand that every entry be finite. Raises ``ValueError``."""
+    """Refuse another shape, ``layout`` in words, dtype or device than go with ``log_pi``. Raises ``ValueError``."""
     _check_tensor(name, value)
     _check_place(name, value, log_pi, shape, layout)
     if value.dtype != log_pi.dtype:
@@ -101,10 +97,9 @@ def check_group(group: Marks, log_pi: Tensor, *, minimum: int = 1) -> None:
 
 
 def check_steps(steps: Marks, *, log_pi: Tensor, **others: Tensor) -> None:
-    """Refuse true lengths that are neither None nor ``[batch]`` integers, and paths that go on beyond them.
+    """Refuse true lengths that are no ``[batch]`` integers, and paths that go on beyond them. Raises ``ValueError``.
 
-    From each path's end on, ``log_pi`` and the ``others`` (per-step inputs, or ``values``) are zero. Raises
-    ``ValueError``.
+    From each path's end on, ``log_pi`` and the ``others`` (per-step inputs, or ``values``) are zero.
     """
     if steps is None:
         return
@@ -271,11 +266,6 @@ def check_range(name: str, value: Tensor, size: int, advice: str) -> None:
     low, high = int(value.min()), int(value.max())
     if not 0 <= low <= high < size:
         raise ValueError(f"{name} goes from {low} to {high}; expected 0 to {size - 1}. {advice}")
-
-
-def check_matrix(name: str, value: Tensor, layout: str) -> None:
-    """Refuse what is no floating-point matrix with a row and a column at least. Raises ``ValueError``."""
-    check_tensor(name, value, (None, None), f"floats, {layout}, not empty. Pass one per row.")
 
 
 def check_tokens(name: str, tokens: Tensor, vocabulary: int) -> None:

@@ -16,10 +16,10 @@ from companion.validation import (
     check_fits,
     check_generator,
     check_group,
-    check_matrix,
     check_number,
     check_positive_integers,
     check_steps,
+    check_tensor,
 )
 
 
@@ -51,7 +51,7 @@ class Batch:
     states: Tensor | None = None
 
     def __post_init__(self) -> None:
-        check_matrix("log_pi", self.log_pi, "[batch, steps]")
+        check_tensor("log_pi", self.log_pi, (None, None), "floats, [batch, steps], not empty. Pass one per row.")
         check_fits("log_reward", self.log_reward, self.log_pi, self.log_pi.shape[:1], "[batch], one entry per path")
         for name in ("log_ref", "log_behaviour", "rewards"):
             value = getattr(self, name)

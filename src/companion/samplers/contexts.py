@@ -1,8 +1,7 @@
 """The network of the names: the next token from the last few, and from what a wish knows of the text, if it is asked.
 
-Tokens enter by a table for each place they may have, summed; so it is a law of fixed context, whose every probability
-can be listed (:mod:`companion.automata`). The length of the text and the state of an automaton enter by tables of their
-own, zero at first: a network that is given them begins as the network without.
+Tokens enter by a table for each place, summed; so every probability can be listed (:mod:`companion.automata`). The
+length of the text and the state of an automaton enter by tables of their own, zero at first.
 """
 
 from collections.abc import Mapping

@@ -18,10 +18,9 @@ from companion.validation import check_finite, check_generator, check_positive_i
 class DriftNetwork(torch.nn.Module):
     """A drift to be trained: features of time and state, summed, through two hidden layers.
 
-    Time enters as sines and cosines at ``width`` frequencies from 0.1 to 100, with learned phases, through two layers;
-    it is computed once for each time, not for each state. ``width`` is also the number of hidden units; ``generator``
-    is the source of the initial weights: nothing is drawn from global state. Source: the network of Zhang and Chen
-    (2022), as Venkatraman et al. (2024) use it. Used in chapter ``twenty-five-modes-to-nine``.
+    Time enters as sines and cosines at ``width`` frequencies from 0.1 to 100, with learned phases, through two layers.
+    ``width`` is also the number of hidden units; ``generator`` is the source of the initial weights. Source: Zhang and
+    Chen (2022), as Venkatraman et al. (2024) use it. Used in chapter ``twenty-five-modes-to-nine``.
     """
 
     #: Of the sines and cosines of time, ``[width]``.
@@ -49,10 +48,9 @@ class DriftNetwork(torch.nn.Module):
 
     @classmethod
     def load(cls, process: Process, path: Path | str) -> "DriftNetwork":
-        """Return the network whose weights an npz file holds, one array for each name of its state dictionary.
+        """Return the network whose weights an npz file holds by name, of its dtype, float32 or float64.
 
-        It is of the dtype of the file, float32 or float64, so that no digit is lost. Raises ``ValueError`` where the
-        file cannot be read, holds other weights, or some that are not finite.
+        Raises ``ValueError`` for a file that cannot be read, other weights, or some that are not finite.
         """
         arrays = read_arrays(path)
         phases = arrays.get("phases", np.empty(0))

@@ -1,8 +1,7 @@
 """A policy that is a table: one logit for each edge of an enumerable problem, so that a run can be compared exactly.
 
-It is trained by the same loop as networks are. On every path at once, each path once, a loss is no estimate: the mean
-over the batch is an expectation under a law that draws all paths equally often, and self-normalised importance weights
-make it one under the policy. Chapter ``enumerable-ground-truth`` trains everything so.
+On every path at once a loss is no estimate: its mean is an expectation under a law that draws all paths equally often,
+and self-normalised importance weights make it one under the policy. Used in chapter ``enumerable-ground-truth``.
 """
 
 from dataclasses import dataclass
@@ -36,11 +35,10 @@ class EveryPath:
 
 
 class TabularSampler:
-    """A policy with one logit for each edge of an enumerable problem.
+    """A policy with one logit for each edge of an enumerable problem, a tree or graph with finite rewards.
 
-    ``problem`` is a tree or graph with finite rewards; ``logits``, ``[edges]``, those of the reference by default, are
-    to be trained: the policy is their softmax over the edges that leave a state. Raises ``ValueError`` for logits of
-    another shape, or without a gradient. Source: :mod:`companion.mdp`. Used in chapter ``enumerable-ground-truth``.
+    ``logits``, ``[edges]``, those of the reference by default, are to be trained: the policy is their softmax over the
+    edges that leave a state. Raises ``ValueError`` for another shape, or no gradient. Source: :mod:`companion.mdp`.
     """
 
     def __init__(self, problem: Problem, logits: Tensor | None = None) -> None:

@@ -1,9 +1,8 @@
 """How the network of the illustrative example is made fast: one pass in blocks that stay in the cache.
 
-A path evaluates the network, and its gradient, at every state. Whole batches of paths make arrays that no cache holds;
-single steps make calls too short to be worth their overhead. So what runs on every state is written here once, forward
-and backward, over blocks of steps. A rollout fills the blocks step by step and the backward pass reads them, so that no
-state is evaluated twice. The page on speed measures it.
+Whole batches of paths make arrays that no cache holds; single steps make calls too short to be worth their overhead. So
+what runs on every state is written here once, forward and backward, over blocks of steps: a rollout fills them step by
+step and the backward pass reads them, so that no state is evaluated twice. The page on speed measures it.
 """
 
 from collections.abc import Sequence

@@ -48,19 +48,18 @@ def fine_tune(
         evaluate: called before the first step, every ``evaluate_every`` steps and at the end; returns measures by name.
             It must draw from a generator of its own.
         checkpoint: a file from which an interrupted run goes on, and which is written, whole or not at all, every
-            ``checkpoint_every`` steps and at the end. It holds arrays only, no pickles. To go on, make sampler,
-            objective and generator as they were at the start of the run; those that the checkpoint left will do too.
-            It keeps buffers of modules, and, where a run draws from torch's global generators, as dropout does,
-            their states; to seed them before the run is up to you.
+            ``checkpoint_every`` steps and at the end. To go on, make sampler, objective and generator as they were at
+            the start of the run, or as the checkpoint left them. It keeps buffers of modules, and, where a run draws
+            from torch's global generators, as dropout does, their states; to seed them is up to you.
         evaluate_every, checkpoint_every: steps from one to the next.
-        stop_after: a number of steps after which to stop, the schedule being that of the whole run: the start of a
-            run, to be looked at or to be gone on with. Nothing is evaluated there that the whole run would not.
+        stop_after: a number of steps after which to stop, the schedule being that of the whole run, to be gone on with.
+            Nothing is evaluated there that the whole run would not.
         label: what else defines the run, above all the reward: of a function a checkpoint knows only the name.
         progress: whether to show a progress bar.
 
     Raises ``ValueError`` for bad values, samplers, objectives, batches or measures; a loss that does not depend on the
-    policy; a behaviour of another sampler; a checkpoint that is damaged, or of another run.
-    Source: Venkatraman et al. (2024). Used in chapter ``twenty-five-modes-to-nine``.
+    policy; a behaviour of another sampler; a checkpoint that is damaged, or of another run. Source: Venkatraman et al.
+    (2024). Used in chapter ``twenty-five-modes-to-nine``.
     """
     if not isinstance(schedule, Schedule):
         raise ValueError(f"schedule is {schedule!r}; expected a Schedule. Pass companion.training.Schedule(...).")
@@ -80,6 +79,8 @@ def fine_tune(
             _check_source(loss, batch)
         return loss, row
 
+    settings = {"sampler": type(sampler), "objective": objective, "schedule": schedule, "behaviour": behaviour}
+    settings |= {f"sampler's {name}": value for name, value in getattr(sampler, "constants", dict)().items()}
     # A module that shares weights with the policy must not have them trained twice.
     own = [tensor for tensor in learned if all(tensor is not other for other in trained)]
     history = optimise(
@@ -93,7 +94,7 @@ def fine_tune(
         checkpoint=checkpoint,
         checkpoint_every=checkpoint_every,
         stop_after=stop_after,
-        label={"label": label} | _settings(sampler, objective=objective, schedule=schedule, behaviour=behaviour),
+        label={"label": label} | {name: describe(value) for name, value in settings.items()},
         modules=list(_modules((sampler, objective), set())),
         progress=progress,
     )
@@ -130,9 +131,8 @@ def optimise(
         label: what the run is, as one text or as several by name; a checkpoint with another is refused.
         modules: networks whose buffers, such as the statistics of a batch norm, a checkpoint should keep.
 
-    Raises ``ValueError`` for a bad number, no generator, a loss that is no scalar or does not depend on what is
-    trained, measures without a name or under a taken one, and a checkpoint that is damaged, or of another run. Source:
-    Adam is torch's. Used in chapter ``twenty-five-modes-to-nine``.
+    Raises ``ValueError`` as :func:`fine_tune`, for a loss that is no scalar, and measures without a name or under a
+    taken one. Source: Adam is torch's. Used in chapter ``twenty-five-modes-to-nine``.
     """
     check_positive_integers(iterations=iterations, evaluate_every=evaluate_every, checkpoint_every=checkpoint_every)
     check_generator(generator)
@@ -163,13 +163,6 @@ def optimise(
         if checkpoint is not None and (diverged or taken == stop or taken % checkpoint_every == 0):
             checkpoints.save(checkpoint, run, taken)
     return run.history
-
-
-def _settings(sampler: Sampler, **values: object) -> dict[str, str]:
-    """What defines a run beside weights and generator, as text by name."""
-    constants: Mapping[str, object] = getattr(sampler, "constants", dict)()
-    parts = {"sampler": type(sampler)} | values | {f"sampler's {name}": value for name, value in constants.items()}
-    return {name: describe(value) for name, value in parts.items()}
 
 
 def _modules(value: object, seen: set[int]) -> Iterator[torch.nn.Module]:
