@@ -290,8 +290,7 @@ def marginals(law: Law, automaton: Automaton, *, max_length: int) -> Tensor:
 def kl_divergence(first: Law, second: Law, automaton: Automaton, *, max_length: int) -> Tensor:
     """Return KL(first, second) over texts, exactly: 0-d, float64, nats, with gradients; +inf where it is infinite.
 
-    Both look back as many letters; ``ValueError`` otherwise, and as :func:`flow`. Source: the chain rule of relative
-    entropy, summed over nodes.
+    Both look back as many letters, or a ``ValueError``, and as :func:`flow`. Source: the chain rule, summed over nodes.
     """
     if first.order != second.order:
         raise ValueError(f"The laws look back {first.order} and {second.order} letters; expected as many. Pad one.")

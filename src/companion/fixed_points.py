@@ -24,8 +24,8 @@ p* for :func:`target`, beta for 1 / ``kl_weight``:
 ``log_ref`` and ``log_behaviour`` are laws of all paths, ``[paths]``, nats; ``log_reward`` is ``[paths]``; ``log_z``, c,
 what stands for log Z: a number or ``[paths]``, nats; ``steps`` ``[paths]``, integers, true lengths. Results are
 log-probabilities, ``[paths]``, unless said otherwise; all is float64. ``ValueError``: a wrong kind, shape or dtype,
-what is no law, not finite or out of range, and where there is no solution. Chapters ``what-your-loss-converges-to``,
-``one-residual-many-names`` and, over a deviation, ``what-dividing-by-the-deviation-leaves``.
+what is no law, not finite or out of range, and where there is no solution. What names no source is ours. Chapters
+``what-your-loss-converges-to`` and, over a deviation, ``what-dividing-by-the-deviation-leaves``.
 """
 
 import math
@@ -102,10 +102,7 @@ def flipped_mean(
 
 
 def inclusive_mean(beta: float, *, size: int) -> float:
-    """Return ``(1 - 1/n) beta``: what a mean of ``size`` rewards that has the path's own, but no KL, makes of beta.
-
-    Source: none, it is ours.
-    """
+    """Return ``(1 - 1/n) beta``: what a mean of ``size`` rewards that has the path's own, but no KL, makes of beta."""
     check_number("beta", beta, above=0)
     check_positive_integers(size=size)
     return beta * (1 - 1 / size)
@@ -114,11 +111,10 @@ def inclusive_mean(beta: float, *, size: int) -> float:
 def length_normalised(
     log_ref: Tensor, log_reward: Tensor, steps: Tensor, *, beta: float, log_z: Number | None = None
 ) -> Tensor:
-    """Return the stationary point of ``(log Z + log(pi / pi_ref) / |y| - beta r)^2``.
+    """Return the stationary point of the loss of Zhu et al. (2025), ``(log Z + log(pi / pi_ref) / |y| - beta r)^2``.
 
     ``pi_ref exp(|y| (beta r - c))``, on- and off-policy, where log Z is learned or centred (``log_z`` None); with c
-    fixed, on-policy, ``pi_ref exp(|y| (beta r - c) + kappa |y|^2)``. Source: none for the point; the loss, Zhu et al.
-    (2025).
+    fixed, on-policy, ``pi_ref exp(|y| (beta r - c) + kappa |y|^2)``.
     """
     lengths, tilt = _lengths(steps, log_ref), _tilt(log_ref, log_reward, 0.0 if log_z is None else log_z, beta)
     return _normalised(log_ref, lengths * tilt, lengths if log_z is None else lengths.square())
@@ -195,8 +191,7 @@ def standardised_success(
 def critical_kl_weight(success: float) -> float:
     """Return the weight of the KL below which p = 1 is all that is left of :func:`standardised_success`, population.
 
-    ``sinh(x/2)`` at ``(x - logit q) tanh(x/2) = 2``, where the stable and the unstable point meet. Source: none, it is
-    ours; the equation, Mroueh (2025).
+    ``sinh(x/2)`` at ``(x - logit q) tanh(x/2) = 2``, where two points meet; the equation is that of Mroueh (2025).
     """
     logit = _check_success(success)
     low = max(logit, 0.0)

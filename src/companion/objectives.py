@@ -112,8 +112,7 @@ class StateTable:
 class Network:
     """A ``module`` of yours, called with the batch, that returns a number for each path, or each state of each path.
 
-    ``[batch]`` where an objective asks for log Z, V(s_0) or a baseline, ``[batch, steps + 1]`` where it asks for V on
-    sub-paths. It may share weights with the policy. It has no plain form: what is stored names no weights.
+    ``[batch]`` for log Z, V(s_0) or a baseline, ``[batch, steps + 1]`` for V on sub-paths. It has no plain form.
     """
 
     module: torch.nn.Module
@@ -151,10 +150,9 @@ class _Alone:
 @storable
 @dataclass(frozen=True)
 class RTB:
-    """Relative trajectory balance, log Z learned: :func:`companion.rtb.loss`.
+    """Relative trajectory balance, :func:`companion.rtb.loss`; ``log_z`` says how log Z is learned, ``beta`` is > 0.
 
-    ``beta`` is the inverse temperature, > 0; ``log_z`` says how log Z is learned, by :class:`Scalar`, :class:`Table` or
-    :class:`Network`. Source: Venkatraman et al. (2024). Derived in chapter ``relative-trajectory-balance``.
+    Source: Venkatraman et al. (2024). Derived in chapter ``relative-trajectory-balance``.
     """
 
     beta: float = 1.0
@@ -203,8 +201,7 @@ class TrustPCL:
         kl_weight: lambda, weight of the relative entropy, >= 0; alpha of this book, where there is no entropy bonus.
         entropy_weight: eta, weight of the entropy, >= 0.
         gamma: discount, in (0, 1].
-        value: how V is learned: :class:`Scalar`, :class:`Table` or :class:`Network` for V(s_0) on whole paths,
-            :class:`StateTable` or :class:`Network` for V of every state on sub-paths.
+        value: how V is learned: V(s_0) on whole paths, or V of every state, by a table of these or a network.
         length: transitions of a sub-path, d; None for whole paths. One sub-path begins at each step, those near the
             end of a path stop there, and the loss is the sum over where they begin.
 
@@ -255,8 +252,7 @@ class Reinforce:
 
     Attributes:
         beta: inverse temperature, > 0; the KL weight is 1/beta.
-        baseline: ``"batch_mean"``, ``"leave_one_out"``, ``"none"``, a number, or how one is learned: :class:`Scalar`,
-            :class:`Table` or :class:`Network`.
+        baseline: ``"batch_mean"``, ``"leave_one_out"``, ``"none"``, a number, or how one is learned.
         weights: ``"none"``, ``"importance"`` or ``"tempered"``.
         clip: largest distance of a path's return from the mean return, in nats of the residual; None clips nothing.
 
@@ -306,10 +302,9 @@ class Reinforce:
 @storable
 @dataclass(frozen=True)
 class PublishedBaseline(_Alone):
-    """The RL baseline first published beside RTB: :func:`companion.reinforce.published_baseline_loss`.
+    """The RL baseline first published beside RTB, :func:`companion.reinforce.published_baseline_loss`.
 
-    ``kl_weight`` is w, the weight of the squared log-ratio, >= 0. Source: Venkatraman et al. (2024), their code.
-    Derived in chapter ``anatomy-of-a-baseline``.
+    ``kl_weight`` is >= 0. Source: Venkatraman et al. (2024), their code. Chapter ``anatomy-of-a-baseline``.
     """
 
     kl_weight: float = 0.01
