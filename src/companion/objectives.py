@@ -139,17 +139,18 @@ class Network:
 Learned = Scalar | Table | StateTable | Network
 
 
-class _Alone:
-    """An objective that learns nothing beside the policy."""
+class _Learns:
+    """What an objective learns beside the policy is among its fields, or is nothing."""
 
     def parameters(self, like: Tensor) -> list[Tensor]:
-        """Return nothing."""
-        return []
+        """Return what is learned beside the policy, of the dtype and on the device of ``like``."""
+        parts = [getattr(self, field.name) for field in fields(cast(Any, self))]
+        return [tensor for part in parts if hasattr(part, "parameters") for tensor in part.parameters(like)]
 
 
 @storable
 @dataclass(frozen=True)
-class RTB:
+class RTB(_Learns):
     """Relative trajectory balance, :func:`companion.rtb.loss`; ``log_z`` says how log Z is learned, ``beta`` is > 0.
 
     Source: Venkatraman et al. (2024). Derived in chapter ``relative-trajectory-balance``.
@@ -162,10 +163,6 @@ class RTB:
         check_number("beta", self.beta, above=0)
         _check_learned("log_z", self.log_z)
 
-    def parameters(self, like: Tensor) -> list[Tensor]:
-        """Return what log Z is made of."""
-        return self.log_z.parameters(like)
-
     def loss(self, batch: Batch, learned: Sequence[Tensor]) -> Tensor:
         """Return half the mean squared residual."""
         log_z = self.log_z.of(learned, batch)
@@ -175,7 +172,7 @@ class RTB:
 
 @storable
 @dataclass(frozen=True)
-class VarGrad(_Alone):
+class VarGrad(_Learns):
     """RTB with log Z of the batch, or of each group of it: :func:`companion.rtb.vargrad_loss`, ``beta`` > 0 as there.
 
     Source: Richter et al. (2020). Derived in chapter ``relative-trajectory-balance``.
@@ -194,7 +191,7 @@ class VarGrad(_Alone):
 
 @storable
 @dataclass(frozen=True)
-class TrustPCL:
+class TrustPCL(_Learns):
     """Trust-PCL on whole paths, V(s_0) learned, or on all sub-paths: :func:`companion.trust_pcl.loss`.
 
     Attributes:
@@ -226,10 +223,6 @@ class TrustPCL:
         """Inverse temperature, 1/(kl_weight + entropy_weight)."""
         return 1 / (self.kl_weight + self.entropy_weight)
 
-    def parameters(self, like: Tensor) -> list[Tensor]:
-        """Return what V is made of."""
-        return self.value.parameters(like)
-
     def loss(self, batch: Batch, learned: Sequence[Tensor]) -> Tensor:
         """Return half the mean squared path consistency, summed over sub-paths where there are several."""
         value = self.value.of(learned, batch)
@@ -247,7 +240,7 @@ class TrustPCL:
 
 @storable
 @dataclass(frozen=True)
-class Reinforce:
+class Reinforce(_Learns):
     """REINFORCE with a KL penalty: :func:`companion.reinforce.kl_loss`, and ``critic_loss`` for a learned baseline.
 
     Attributes:
@@ -276,10 +269,6 @@ class Reinforce:
         if self.clip is not None:
             check_number("clip", self.clip, above=0)
 
-    def parameters(self, like: Tensor) -> list[Tensor]:
-        """Return what the baseline is made of, if it is learned."""
-        return [] if isinstance(self.baseline, str | int | float) else self.baseline.parameters(like)
-
     def loss(self, batch: Batch, learned: Sequence[Tensor]) -> Tensor:
         """Return the surrogate, and a learned baseline's error. Raises ``ValueError`` for weights without behaviour."""
         if self.weights != "none" and batch.log_behaviour is None:
@@ -301,7 +290,7 @@ class Reinforce:
 
 @storable
 @dataclass(frozen=True)
-class PublishedBaseline(_Alone):
+class PublishedBaseline(_Learns):
     """The RL baseline first published beside RTB, :func:`companion.reinforce.published_baseline_loss`.
 
     ``kl_weight`` is >= 0. Source: Venkatraman et al. (2024), their code. Chapter ``anatomy-of-a-baseline``.
@@ -322,7 +311,7 @@ class PublishedBaseline(_Alone):
 
 @storable
 @dataclass(frozen=True)
-class MaximumLikelihood(_Alone):
+class MaximumLikelihood(_Learns):
     """Minus the log-likelihood of the paths, whatever draws them. Source: standard. Chapter ``names-with-a-wish``."""
 
     def loss(self, batch: Batch, learned: Sequence[Tensor]) -> Tensor:
@@ -332,7 +321,7 @@ class MaximumLikelihood(_Alone):
 
 @storable
 @dataclass(frozen=True)
-class Annealed:
+class Annealed(_Learns):
     """Another objective whose inverse temperature rises over the first iterations, from nearly nothing to its own.
 
     Attributes:
@@ -367,10 +356,6 @@ class Annealed:
             kl_weight, entropy_weight = self.objective.kl_weight / factor, self.objective.entropy_weight / factor
             return replace(self.objective, kl_weight=kl_weight, entropy_weight=entropy_weight)
         return cast(Objective, replace(self.objective, beta=self.objective.beta * factor))
-
-    def parameters(self, like: Tensor) -> list[Tensor]:
-        """Return what the objective learns."""
-        return list(self.objective.parameters(like))
 
     def loss(self, batch: Batch, learned: Sequence[Tensor]) -> Tensor:
         """Return the loss in the end; :meth:`at` has that of an iteration."""
