@@ -50,11 +50,9 @@ def decode(tokens: Tensor, *, letters: str = LETTERS) -> list[str]:
 class Automaton:
     """A deterministic finite automaton over letters, with a score for each state that a text may end in.
 
-    Attributes:
-        moves: ``[states, letters]``, int64; the state after each letter. Every text begins in state 0.
-        log_score: ``[states]``, float64; log r(x) of a text that ends there, -inf where r(x) = 0.
-
-    Raises ``ValueError`` for moves to no state, or scores that do not fit them, or are NaN or +inf.
+    ``moves``, ``[states, letters]``, int64, has the state after each letter; every text begins in state 0.
+    ``log_score``, ``[states]``, float64, is log r(x) of a text that ends there, -inf where r(x) = 0. Raises
+    ``ValueError`` for moves to no state, or scores that do not fit them, or are NaN or +inf.
     """
 
     moves: Tensor
@@ -190,14 +188,10 @@ class Law(Protocol):
 class Posterior:
     """The exact posterior p_ref(x) r(x)^beta / Z over texts of at most ``max_length`` letters, itself a :class:`Law`.
 
-    Args:
-        prior: the prior; no gradient flows into it. After ``max_length`` letters a text ends for sure.
-        automaton: the wish, whose score is log r(x).
-        max_length: most letters of a text.
-        beta: inverse temperature, > 0.
-
-    ``log_z`` is log Z, 0-d, float64. Raises ``ValueError`` for a prior whose tables have another shape or are not
-    normalised, and for a wish that no text of the prior grants: log Z = -inf. Source: Nachum et al. (2017b).
+    No gradient flows into the prior; after ``max_length`` letters a text ends for sure. The wish is an automaton, whose
+    score is log r(x); ``beta`` is > 0. ``log_z`` is log Z, 0-d, float64. Raises ``ValueError`` for a prior whose tables
+    have another shape or are not normalised, and for a wish that no text of the prior grants: log Z = -inf. Source:
+    Nachum et al. (2017b).
     """
 
     def __init__(self, prior: Law, automaton: Automaton, *, max_length: int, beta: float = 1.0) -> None:

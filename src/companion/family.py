@@ -138,8 +138,7 @@ def agro_loss(
     """Return AGRO's loss, half the variance in each group, under any behaviour, of ``r - beta sum(log_pi - log_ref)``.
 
     Its beta is ``kl_weight``. Which estimate of the variance its authors take could not be read; here it is divided by
-    n. DRO's appendix B has the same loss.
-    Source: Tang et al. (2025), abstract only; Richemond et al. (2024), appendix B, text only.
+    n. Source: Tang et al. (2025), abstract only; Richemond et al. (2024), appendix B, text only.
     """
     same, _ = _batch(log_pi, group, steps, kl_weight, 2, log_reward=log_reward, log_ref=log_ref)
     shaped = log_reward - kl_weight * (log_pi - log_ref).sum(dim=1)

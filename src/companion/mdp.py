@@ -31,15 +31,13 @@ class Problem:
     """A rooted, acyclic graph with a reference policy and a reward on each edge; :func:`from_edges` builds one.
 
     Attributes:
-        source: ``[edges]``, int64; the state each edge leaves, in ascending order. States are numbered so that every
-            edge leads to a higher number; 0 is the root.
+        source: ``[edges]``, int64, ascending; the state each edge leaves. All lead to higher numbers; 0 is the root.
         target: ``[edges]``, int64; the state each edge enters.
         log_ref: ``[edges]``, nats; log pi_ref of each edge, normalised over the edges that leave a state.
         rewards: ``[edges]``; R of each edge, -inf where r(x) = 0.
 
     Raises ``ValueError`` for a graph that is cyclic, disconnected or has a double edge, a reference that is not
-    normalised, or a reward that is NaN or +inf. Source: the setting of Deleu et al. (2025). Introduced in chapter
-    ``a-sampler-is-a-policy``.
+    normalised, or a reward that is NaN or +inf. Source: Deleu et al. (2025). Chapter ``a-sampler-is-a-policy``.
     """
 
     source: Tensor
@@ -275,8 +273,7 @@ def solve(problem: Problem, *, kl_weight: float, entropy_weight: float = 0.0, ga
     """Return soft values and the optimal policy by backward induction.
 
     Args:
-        problem: rewards of -inf are allowed; where no path from a state has a finite return, its value is -inf and
-            its policy, which is never used, is the reference.
+        problem: rewards may be -inf; of a state without a finite return the value is -inf, the policy the reference.
         kl_weight: lambda, the weight of the KL to the reference, >= 0.
         entropy_weight: eta, the weight of the entropy, >= 0; the two sum to alpha > 0.
         gamma: discount, ``0 < gamma <= 1``.
@@ -425,8 +422,7 @@ def enumerate_batches(log_behaviour: Tensor, size: int, *, limit: int = 1_000_00
     ``log_behaviour``, ``[paths]``, nats, is the law of one path; ``limit`` is the most entries, batches times size, to
     list. Returns ``[batches, size]``, int64, for :meth:`Paths.select`; and ``[batches]``, nats, of which
     :func:`expectation` makes the exact mean of what is computed from a batch. Keeps gradients. Raises ``ValueError``
-    for what is no law, no positive size, or too many batches. Source: none, it is a list. Used in chapter
-    ``on-policy-rtb-is-reinforce``.
+    for what is no law, no positive size, or too many batches. Used in chapter ``on-policy-rtb-is-reinforce``.
     """
     check_positive_integers(size=size, limit=limit)
     _check_law("log_behaviour", log_behaviour)

@@ -30,17 +30,12 @@ _MEND = "Restore it, for one from git, or remove it and make it again."
 
 @dataclass(frozen=True)
 class Run:
-    """One stored run.
+    """One stored run, of a ``study``, from the JSON file at ``path``.
 
-    Attributes:
-        study: the study it belongs to.
-        configuration: what was run; ``"name"`` among it, and ``"seed"`` in a study.
-        provenance: commit, versions, date, and in a study the duration.
-        measures: what was measured at the end.
-        steps: columns over the iterations that were kept; ``"iteration"`` says which. NaN where nothing was stored.
-        evaluations: columns over the evaluations.
-        diverged_at: the iteration where training diverged, or None.
-        path: the JSON file.
+    ``configuration`` is what was run, ``"name"`` and in a study ``"seed"`` among it; ``provenance`` the commit,
+    versions, date, and in a study the duration; ``measures`` what was measured at the end. ``steps`` and
+    ``evaluations`` are columns over the iterations that were kept, which ``"iteration"`` names, NaN where nothing was
+    stored; ``diverged_at`` is the iteration where training diverged, or None.
     """
 
     study: str

@@ -53,8 +53,7 @@ def kl_loss(
         beta: inverse temperature, > 0; the KL weight is 1/beta.
         baseline: ``"batch_mean"``, ``"leave_one_out"`` (both unweighted, whatever the weights), ``"none"``, or a
             number, such as the value that :func:`critic_loss` learns, or ``[batch]``, one for each path. A constant.
-        log_behaviour: ``[batch, steps]``, nats; the steps under the sampler that drew them. Given exactly when
-            ``weights`` is not ``"none"``. A constant.
+        log_behaviour: ``[batch, steps]``, nats; the steps under what drew them. A constant, just where weights use it.
         weights: ``"none"``, or for a weighted sum in place of the mean ``"importance"``, the softmax over the batch of
             ``sum(log_pi - log_behaviour)``, or ``"tempered"``, of that over ``steps`` or else the number of columns,
             as in Deleu et al. (2025): detached, and in a group of sum its share of the batch.
@@ -147,8 +146,7 @@ def published_baseline_loss(
 ) -> Tensor:
     """Return the RL baseline that was first published beside RTB, a scalar.
 
-    It is ``mean(-(r - mean r) log p + kl_weight (log p - log p_ref)^2)``, with r = exp(log_reward): its optimum is not
-    the posterior.
+    It is ``mean(-(r - mean r) log p + kl_weight (log p - log p_ref)^2)``, r = exp(log_reward), and not the posterior's.
 
     Args:
         log_pi: ``[batch, steps]``, nats, at least two paths (of each group). Keeps its gradient.

@@ -56,8 +56,7 @@ def loss(
 
     Arguments, padding (zeros from a path's end on; given ``steps``, a nonzero entry there is refused) and errors as in
     :func:`residual`. The paths may come from any behaviour. Without a statistic of the batch ``group`` is only checked.
-    Source: Venkatraman et al. (2024), equation (9), there without the half and at beta = 1. Derived in chapter
-    ``relative-trajectory-balance``.
+    Source: Venkatraman et al. (2024), equation (9) without half, at beta = 1. Chapter ``relative-trajectory-balance``.
     """
     balance = residual(log_pi, log_ref, log_reward, log_z, beta=beta, steps=steps)
     check_group(group, log_pi)
@@ -87,8 +86,7 @@ def sub_trajectory_residual(
     """Return the relative sub-trajectory balance residual between states ``start`` and ``stop`` of each path.
 
     It is ``log_flow[start] + sum(log_pi - log_ref) - log_flow[stop]`` over the steps from ``start`` up to, not
-    including, ``stop``. One step is relative detailed balance; the whole path is :func:`residual`, log Z being the
-    first flow.
+    including, ``stop``. One step is relative detailed balance; the whole path is :func:`residual`.
 
     Args:
         log_pi: ``[batch, steps]``, nats. Keeps its gradient.

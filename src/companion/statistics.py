@@ -55,10 +55,8 @@ def difference_interval(
 class Equivalence:
     """What two one-sided tests say of a ``difference``, an interval at level 1 - 2 x significance.
 
-    Attributes:
-        margin: the difference from which on two methods count as different.
-        equivalent: whether the whole interval lies inside plus or minus the margin: both tests reject.
-        different: whether the whole interval lies beyond the margin on one side.
+    From ``margin`` on two methods count as different: they are ``equivalent`` where the whole interval lies inside plus
+    or minus the margin, both tests rejecting, ``different`` where it lies beyond on one side.
     """
 
     difference: Interval

@@ -30,15 +30,10 @@ _KEPT = {
 
 @dataclass(frozen=True, eq=False)
 class GaussianMixture:
-    """A mixture of Gaussians with one variance in every direction and component.
+    """A mixture of Gaussians with one ``variance``, > 0, in every direction and component.
 
-    Attributes:
-        means: ``[components, dim]``.
-        weights: ``[components]``, positive, with sum 1.
-        variance: of each component, > 0.
-
-    Raises ``ValueError`` for a wrong shape, dtype or device, means that are not finite, weights that are no law, or
-    ``variance <= 0``. Source: standard.
+    ``means`` is ``[components, dim]``, ``weights`` ``[components]``, positive, with sum 1. Raises ``ValueError`` for a
+    wrong shape, dtype or device, means that are not finite, or weights that are no law. Source: standard.
     """
 
     means: Tensor

@@ -69,8 +69,7 @@ def full_path_values(first_value: Tensor, log_pi: Tensor) -> Tensor:
     ``first_value`` is V(s_0) in units of reward, 0-d, or ``[batch]`` with one per condition, and keeps its gradient; of
     ``log_pi``, ``[batch, steps]``, only shape, dtype and device are used. Returns ``[batch, steps + 1]``, for
     :func:`residual` and :func:`loss` without ``start`` and ``stop``. Raises ``ValueError`` for a wrong rank, shape,
-    dtype or device, or a value that is not finite. Source: the full-path case of Nachum et al. (2017b). Derived in
-    chapter ``path-consistency``.
+    dtype or device, or not finite. Source: Nachum et al. (2017b), full paths. Derived in chapter ``path-consistency``.
     """
     check_paths(log_pi)
     check_scalar("first_value", first_value, log_pi)

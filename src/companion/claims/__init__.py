@@ -37,14 +37,10 @@ _ENTRIES = (sympy.Sum, sympy.Indexed, sympy.Derivative, AppliedUndef)
 class Claim:
     """One row of the registry.
 
-    Attributes:
-        id: the label, such as ``E1``.
-        title: the claim in a few words.
-        statement: the claim in a sentence or three, in MyST.
-        chapter: name of the notebook that derives it, without number and ending.
-        evidence: the kinds of evidence that it must have, the strongest first.
-        planned: whether it is still to be shown, although its chapter is there.
-        missed: the part of it that its runs did not bear out, in a few words; empty where there is none.
+    ``id`` is the label, such as ``E1``; ``title`` the claim in a few words, ``statement`` in a sentence or three, in
+    MyST; ``chapter`` the notebook that derives it, without number and ending; ``evidence`` the kinds that it must have,
+    the strongest first; ``planned`` says that it is still to be shown, although its chapter is there, and ``missed``
+    which part of it its runs did not bear out, if any.
     """
 
     id: str

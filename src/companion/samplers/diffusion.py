@@ -139,13 +139,9 @@ def step_log_prob(process: Process, states: Tensor, moves: Tensor, *, extra_std:
 class Store:
     """Paths kept to be drawn again, and their score under the reference.
 
-    Attributes:
-        states: ``[paths, steps + 1, dim]``.
-        log_ref: ``[paths, steps]``, nats.
-        log_reward: ``[paths]``.
-        weights: ``[paths]``, >= 0; how often each is drawn, in proportion.
-
-    Raises ``ValueError`` for tensors that do not fit in shape, dtype or device, or are not finite, or no weights.
+    ``states`` is ``[paths, steps + 1, dim]``, ``log_ref`` ``[paths, steps]``, nats, ``log_reward`` ``[paths]``;
+    ``weights``, ``[paths]``, >= 0, say how often each is drawn, in proportion. Raises ``ValueError`` for tensors that
+    do not fit in shape, dtype or device, or are not finite, or no weights.
     """
 
     states: Tensor

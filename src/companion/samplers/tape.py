@@ -29,8 +29,7 @@ class Tape:
         n: number of paths.
         pool: where the memory of passes that are over is kept, to be used again: fresh memory costs more than a pass.
 
-    Between forward and backward it holds six arrays of ``[steps, n, width]``, where gradients are wanted; the backward
-    pass gives them back, so it runs once.
+    For gradients it holds six arrays of ``[steps, n, width]``, which the backward pass gives back: it runs once.
     """
 
     def __init__(self, first: Tensor, weights: list[Tensor], biases: list[Tensor], n: int, pool: list[Tensor]) -> None:

@@ -71,14 +71,11 @@ class Writing:
 
 @dataclass(frozen=True, eq=False)
 class TextStore:
-    """Texts kept to be drawn again.
+    """Texts kept to be drawn again: ``tokens``, ``[texts, max_length + 2]``, int64, are whole rows, prompts included.
 
-    Attributes:
-        tokens: ``[texts, max_length + 2]``, int64; whole rows, prompts included.
-        weights: ``[texts]``, floats >= 0; how often each is drawn, in proportion.
-        prompt: ``[texts]``, int64; which of the sampler's prompts each goes on from. None where it has just one.
-
-    Raises ``ValueError`` for rows that are no tokens, or no weights; the sampler checks the prompts.
+    ``weights``, ``[texts]``, floats >= 0, say how often each is drawn, in proportion; ``prompt``, ``[texts]``, int64,
+    which of the sampler's prompts it goes on from, None where there is just one; the sampler checks that. Raises
+    ``ValueError`` for rows that are no tokens, or no weights.
     """
 
     tokens: Tensor

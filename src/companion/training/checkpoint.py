@@ -24,15 +24,11 @@ from companion.training.history import History
 class Run:
     """The state of a run.
 
-    Attributes:
-        optimiser: torch's, with the tensors that it trains.
-        generator: the source of every draw.
-        settings: what the run is, by name; a checkpoint with other settings belongs to another run.
-        modules: networks whose buffers, such as the statistics of a batch norm, change while it trains.
-        history: what it has left behind so far.
-        seconds: of processor time so far.
-        identity: the settings, and digests of what there was at the start; :func:`begin` sets it.
-        around: a digest of torch's global generators at the start, which a run without dropout leaves alone.
+    ``settings`` say by name what it is, and ``identity`` what there was at the start too, which :func:`begin` sets: a
+    checkpoint with others belongs to another run. ``optimiser`` is torch's; every draw is from ``generator``;
+    ``modules`` are networks whose buffers, such as the statistics of a batch norm, change; ``history`` is what it left
+    behind so far, in ``seconds`` of processor time. ``around`` is a digest of torch's global generators at the start,
+    which a run without dropout leaves alone.
     """
 
     optimiser: torch.optim.Optimizer

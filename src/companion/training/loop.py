@@ -45,15 +45,14 @@ def fine_tune(
         schedule: how long, in which batches, at which rates.
         generator: the source of every draw; its device is the sampler's.
         behaviour: what draws the paths, of the sampler's own type; None for the policy's own paths.
-        evaluate: called before the first step, every ``evaluate_every`` steps and at the end; returns measures by name.
-            It must draw from a generator of its own.
+        evaluate: called at the start, every ``evaluate_every`` steps and at the end, for measures by name; what it
+            draws comes from a generator of its own.
         checkpoint: a file from which an interrupted run goes on, and which is written, whole or not at all, every
             ``checkpoint_every`` steps and at the end. To go on, make sampler, objective and generator as they were at
             the start of the run, or as the checkpoint left them. It keeps buffers of modules, and, where a run draws
             from torch's global generators, as dropout does, their states; to seed them is up to you.
         evaluate_every, checkpoint_every: steps from one to the next.
-        stop_after: a number of steps after which to stop, the schedule being that of the whole run, to be gone on with.
-            Nothing is evaluated there that the whole run would not.
+        stop_after: a number of steps after which to stop, all else being as in the whole run, to be gone on with.
         label: what else defines the run, above all the reward: of a function a checkpoint knows only the name.
         progress: whether to show a progress bar.
 
@@ -121,8 +120,7 @@ def optimise(
     """Run Adam on any loss: the loop under :func:`fine_tune`, for what is not fine-tuning, such as training a prior.
 
     Args:
-        loss_of: the loss of an iteration, 0-d, and what the history should keep of it: numbers by name, of which
-            ``"loss"`` and ``"seconds"`` are taken.
+        loss_of: the loss of an iteration, 0-d, and more for the history by name, ``"loss"`` and ``"seconds"`` apart.
         groups: tensors to be trained, with the rate of each group; the loss depends on some of each.
         iterations: number of steps.
         generator: the source of every draw in ``loss_of``; a checkpoint keeps its state.
