@@ -419,10 +419,7 @@ def rloo_loss(
 
 
 def filtered_likelihood_loss(log_pi: Tensor, log_reward: Tensor, *, threshold: float, steps: Marks = None) -> Tensor:
-    """Return the mean of ``-sum(log_pi)`` over the paths whose reward is ``threshold`` or more: filtered fine-tuning.
-
-    Source: rejection sampling and STaR-like filters, Zelikman et al. (2022).
-    """
+    """Return the mean of ``-sum(log_pi)`` over paths with r from ``threshold`` on. Source: Zelikman et al. (2022)."""
     _batch(log_pi, None, steps, None, log_reward=log_reward)
     check_number("threshold", threshold)
     kept = log_reward >= threshold

@@ -480,8 +480,7 @@ def _check_graph(source: Tensor, target: Tensor) -> None:
         raise ValueError("source is not in ascending order; expected the edges of a state together. Use from_edges.")
     if len(torch.unique(source * (int(target.max()) + 1) + target)) < len(source):
         raise ValueError("Two edges join the same states; expected one: an action is the choice of the next state.")
-    reached = torch.zeros(int(target.max()) + 1, dtype=torch.bool)
-    reached[target] = True
-    if not bool(reached[1:].all()):
-        orphan = int((~reached[1:]).nonzero()[0]) + 1
-        raise ValueError(f"No edge leads to state {orphan}; expected every state but the root to be reached. Renumber.")
+    orphans = sorted(set(range(1, int(target.max()) + 1)) - set(target.tolist()))
+    if orphans:
+        mend = "expected every state but the root to be reached. Renumber."
+        raise ValueError(f"No edge leads to state {orphans[0]}; {mend}")

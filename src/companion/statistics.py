@@ -68,10 +68,7 @@ class Equivalence:
 def equivalence(
     first: Sequence[float], second: Sequence[float], *, margin: float, significance: float = 0.05, paired: bool = False
 ) -> Equivalence:
-    """Run two one-sided t-tests (TOST) on the means of two samples, independent or paired: Schuirmann (1987).
-
-    Raises ``ValueError`` as :func:`difference_interval`, and for a margin that is not positive.
-    """
+    """Run two one-sided t-tests (TOST) on two means, ``margin`` > 0; else as :func:`difference_interval`."""
     check_number("margin", margin, above=0)
     interval = difference_interval(first, second, significance=significance, paired=paired)
     inside = -margin < interval.low and interval.high < margin

@@ -95,10 +95,7 @@ class Tilt:
 
 
 def twenty_five_to_nine(*, dtype: torch.dtype = torch.float32) -> Tilt:
-    """Return the illustrative example: 25 equal modes on a grid in the plane, nine of which the posterior keeps.
-
-    Source: Venkatraman et al. (2024), with the weights of their code.
-    """
+    """Return the example of Venkatraman et al. (2024): 25 equal modes on a grid, nine of which the posterior keeps."""
     axis = (-10.0, -5.0, 0.0, 5.0, 10.0)
     grid = list(product(axis, axis))
     prior = GaussianMixture(torch.tensor(grid, dtype=dtype), torch.full((25,), 1 / 25, dtype=dtype), 0.3)

@@ -11,8 +11,8 @@ from operator import ge, gt, le
 import torch
 from torch import Tensor
 
-#: The layout that per-step inputs share, as error messages spell it.
-PER_STEP = "[batch, steps], shorter paths padded with zeros"
+#: The layouts that inputs per step, and per state, share, as error messages spell them.
+PER_STEP, PER_STATE = "[batch, steps], shorter paths padded with zeros", "[batch, steps + 1], one entry per state"
 
 
 class NotFiniteError(ValueError):
@@ -56,17 +56,9 @@ def check_like(name: str, value: Tensor, log_pi: Tensor, shape: tuple[int, ...],
     check_fits(name, value, log_pi, shape, layout)
     advice = "Mask impossible steps before taking the logarithm."
     if name in ("log_reward", "rewards"):
-        advice = (
-            "Where r(x) = 0 this objective is infinite: give such x a small positive reward, leave those paths out, "
-            "or solve the problem exactly with companion.mdp."
-        )
+        others = "leave those paths out, or solve the problem exactly with companion.mdp."
+        advice = f"Where r(x) = 0 this objective is infinite: give such x a small positive reward, {others}"
     check_finite(name, value, advice)
-
-
-def check_per_state(name: str, value: Tensor, log_pi: Tensor) -> None:
-    """Refuse what is not a finite ``[batch, steps + 1]`` tensor to go with ``log_pi``. Raises ``ValueError``."""
-    batch, steps = log_pi.shape
-    check_like(name, value, log_pi, (batch, steps + 1), "[batch, steps + 1], one entry per state")
 
 
 def check_per_path(name: str, value: Tensor, log_pi: Tensor) -> None:
@@ -83,10 +75,7 @@ def check_fits(name: str, value: Tensor, log_pi: Tensor, shape: tuple[int, ...],
 
 
 def check_group(group: Marks, log_pi: Tensor, *, minimum: int = 1) -> None:
-    """Refuse what is neither None nor ``[batch]`` integers, and a group (the batch, for None) of too few paths.
-
-    ``minimum`` is 2 where the objective uses a statistic of the group. Raises ``ValueError``.
-    """
+    """Refuse what is no ``[batch]`` integers or None, and a group, or batch, of too few. Raises ``ValueError``."""
     if group is None:
         _check_size("log_pi", log_pi.shape[0], minimum)
     else:
@@ -126,13 +115,13 @@ def check_scalar(name: str, value: Tensor, log_pi: Tensor) -> None:
 
 def check_flow(log_flow: Tensor, log_pi: Tensor, steps: Marks) -> None:
     """Refuse what is not log F of each state, or changes after the end of a path. Raises ``ValueError``."""
-    check_per_state("log_flow", log_flow, log_pi)
+    check_like("log_flow", log_flow, log_pi, (len(log_pi), log_pi.shape[1] + 1), PER_STATE)
     check_steps(steps, log_pi=log_pi, **{"the change of log_flow": log_flow.diff(dim=1)})
 
 
 def check_values(values: Tensor, log_pi: Tensor, steps: Marks) -> None:
     """Refuse what is not V of each state, or not zero from the end of a path on. Raises ``ValueError``."""
-    check_per_state("values", values, log_pi)
+    check_like("values", values, log_pi, (len(log_pi), log_pi.shape[1] + 1), PER_STATE)
     if bool((values[:, -1] != 0).any()):
         expected = "0, the value of a terminal state"
         mend = "Put the terminal reward in rewards and set the last value to zero."

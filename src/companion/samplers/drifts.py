@@ -29,10 +29,7 @@ class MixtureDrift:
             raise ValueError(f"mixture has dimension {dim}; expected {self.process.dim}. Match the process.")
 
     def __call__(self, states: Tensor, times: Tensor) -> Tensor:
-        """Return the drift at ``states``, ``[..., dim]``, and ``times`` in [0, 1), which broadcast to ``[...]``.
-
-        At time 0 the state is taken to be 0, where every path begins.
-        """
+        """Return the drift at ``states``, ``[..., dim]``, at 0 of the state 0; ``times``, below 1, broadcast."""
         time = times[..., None, None]
         bridge = self.process.variance * time * (1 - time)
         spread = time.square() * self.mixture.variance + bridge  # of s_t, given the component

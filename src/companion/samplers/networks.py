@@ -48,10 +48,7 @@ class DriftNetwork(torch.nn.Module):
 
     @classmethod
     def load(cls, process: Process, path: Path | str) -> "DriftNetwork":
-        """Return the network whose weights an npz file holds by name, of its dtype, float32 or float64.
-
-        Raises ``ValueError`` for a file that cannot be read, other weights, or some that are not finite.
-        """
+        """Return the network of an npz file's weights, in its dtype; ``ValueError`` for others, or not finite."""
         arrays = read_arrays(path)
         phases = arrays.get("phases", np.empty(0))
         network = cls(process, torch.Generator(), width=max(1, phases.size))
