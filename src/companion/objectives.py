@@ -194,15 +194,10 @@ class VarGrad(_Learns):
 class TrustPCL(_Learns):
     """Trust-PCL on whole paths, V(s_0) learned, or on all sub-paths: :func:`companion.trust_pcl.loss`.
 
-    Attributes:
-        kl_weight: lambda, weight of the relative entropy, >= 0; alpha of this book, where there is no entropy bonus.
-        entropy_weight: eta, weight of the entropy, >= 0.
-        gamma: discount, in (0, 1].
-        value: how V is learned: V(s_0) on whole paths, or V of every state, by a table of these or a network.
-        length: transitions of a sub-path, d; None for whole paths. One sub-path begins at each step, those near the
-            end of a path stop there, and the loss is the sum over where they begin.
-
-    Source: Nachum et al. (2017b). Derived in chapter ``path-consistency``.
+    ``kl_weight`` is lambda, ``entropy_weight`` eta, both >= 0, and ``gamma`` the discount, in (0, 1]. ``value`` says
+    how V is learned: V(s_0) on whole paths, or V of every state, by a table of these or a network. ``length`` is d, the
+    transitions of a sub-path, None for whole paths: one begins at each step, those near the end of a path stop there,
+    and the loss is their sum. Source: Nachum et al. (2017b). Derived in chapter ``path-consistency``.
     """
 
     kl_weight: float = 1.0
@@ -243,13 +238,9 @@ class TrustPCL(_Learns):
 class Reinforce(_Learns):
     """REINFORCE with a KL penalty: :func:`companion.reinforce.kl_loss`, and ``critic_loss`` for a learned baseline.
 
-    Attributes:
-        beta: inverse temperature, > 0; the KL weight is 1/beta.
-        baseline: ``"batch_mean"``, ``"leave_one_out"``, ``"none"``, a number, or how one is learned.
-        weights: ``"none"``, ``"importance"`` or ``"tempered"``.
-        clip: largest distance of a path's return from the mean return, in nats of the residual; None clips nothing.
-
-    Source: Williams (1992). Derived in chapter ``on-policy-rtb-is-reinforce``.
+    ``beta``, > 0, is the inverse temperature, 1 over the KL weight; ``baseline`` a name, a number, or how one is
+    learned; ``weights`` are as there; ``clip`` is the largest distance of a path's return from the mean return, in nats
+    of the residual, or None. Source: Williams (1992). Derived in chapter ``on-policy-rtb-is-reinforce``.
     """
 
     beta: float = 1.0
@@ -324,12 +315,9 @@ class MaximumLikelihood(_Learns):
 class Annealed(_Learns):
     """Another objective whose inverse temperature rises over the first iterations, from nearly nothing to its own.
 
-    Attributes:
-        objective: a dataclass whose field ``beta`` is an inverse temperature, or :class:`TrustPCL`.
-        over: the iterations that it takes, >= 0: at the i-th it is ``min(1, (i + 1) / (over + 1))`` times its own.
-
-    Raises ``ValueError`` for an objective without an inverse temperature, such as the published baseline. Source: a
-    remedy for early collapse. Used in chapter ``twenty-five-modes-to-nine``.
+    ``objective`` is a dataclass whose field ``beta`` is an inverse temperature, or :class:`TrustPCL`: another is a
+    ``ValueError``. At iteration i it is ``min(1, (i + 1) / (over + 1))`` times its own. Source: a remedy for early
+    collapse. Used in chapter ``twenty-five-modes-to-nine``.
     """
 
     objective: Any

@@ -56,10 +56,7 @@ def over_paths(term: Expr) -> Sum:
 
 
 def rtb_residual() -> Expr:
-    """Return RTB's residual on a path of symbolic length T, with log Z, log r and beta free.
-
-    Source: Venkatraman et al. (2024), the constraint. Derived in chapter ``relative-trajectory-balance``.
-    """
+    """Return RTB's residual on a path of symbolic length T, as in :func:`companion.rtb.residual`, with all else free."""
     return log_z + over_path(log_pi[t] - log_ref[t]) - beta * log_r
 
 
@@ -77,8 +74,7 @@ def trust_pcl_residual(length: Expr = T, first: Expr = sympy.S.Zero) -> Expr:
 def sub_trajectory_residual(length: Expr = d, first: Expr = start) -> Expr:
     """Return the relative sub-trajectory balance residual on ``length`` transitions from state ``first``.
 
-    ``first`` must not contain the index ``i`` of the sum; ``ValueError`` otherwise. Source: Madan et al. (2023), taken
-    relative to a prior. Derived in chapter ``the-equivalence``.
+    ``first`` as in :func:`trust_pcl_residual`. Source: as :func:`companion.rtb.sub_trajectory_residual`.
     """
     _check_index_free(first)
     ratios = Sum(log_pi[first + i] - log_ref[first + i], (i, 0, length - 1))

@@ -24,9 +24,7 @@ class Tape:
 
     Args:
         first: ``[steps, width]``; what time, and the bias, add to the first layer at each step.
-        weights: of the four layers, ``[out, in]`` each.
-        biases: of all layers but the first.
-        n: number of paths.
+        weights, biases: of the four layers, ``[out, in]`` each; of all layers but the first.
         pool: where the memory of passes that are over is kept, to be used again: fresh memory costs more than a pass.
 
     For gradients it holds six arrays of ``[steps, n, width]``, which the backward pass gives back: it runs once.

@@ -42,15 +42,11 @@ Model = Callable[[Tensor], Tensor]
 class Writing:
     """The behaviour of a :class:`TokenSampler`: who writes the texts of a batch.
 
-    Attributes:
-        epsilon: probability, at each token, of a uniform one in place of the writer's; a number, or one that fades.
-        temperature: divides the writer's logits, > 0.
-        reference: probability, for each text, that the reference writes it, as it is; a number, or one that fades.
-        refresh: None where the policy writes; else its copy does, refreshed at iterations that are multiples of this.
-        replayed: share of each batch that comes from the store.
-        replay_until: iteration from which nothing is replayed; None replays to the end.
-
-    Raises ``ValueError`` for a number out of range, or an end of what never begins.
+    ``epsilon`` is the probability, at each token, of a uniform one in place of the writer's, and ``reference`` that,
+    for each text, of the reference as its writer: numbers, or such as fade. ``temperature``, > 0, divides the writer's
+    logits. Where ``refresh`` is not None the policy's copy writes, refreshed at iterations that are multiples of it.
+    ``replayed`` is the share of each batch that comes from the store, up to iteration ``replay_until``; None replays to
+    the end. Raises ``ValueError`` for a number out of range, or an end of what never begins.
     """
 
     epsilon: float | Fading = 0.0
