@@ -303,11 +303,10 @@ def solve(problem: Problem, *, kl_weight: float, entropy_weight: float = 0.0, ga
 def evaluate(
     problem: Problem, log_policy: Tensor, *, kl_weight: float, entropy_weight: float = 0.0, gamma: float = 1.0
 ) -> Tensor:
-    """Return the regularised value of each state under a given policy: J is the entry of the root.
+    """Return the regularised value of each state under a policy, ``[states]``, in units of reward: J is the root's.
 
-    ``log_policy`` is ``[edges]``, normalised. Weights and discount as in :func:`solve`, except that they may all be
-    zero, which gives the plain return. Result: ``[states]``, in units of reward. Source: the policy's own Bellman
-    equation, Nachum et al. (2017b). Derived in chapter ``kl-regularised-rl``.
+    ``log_policy`` is ``[edges]``, normalised. Weights and discount as in :func:`solve`, but all weights may be zero,
+    for the plain return. Source: Nachum et al. (2017b). Derived in chapter ``kl-regularised-rl``.
     """
     check_weights(kl_weight, entropy_weight, gamma, may_vanish=True)
     check_kind("problem", problem, Problem)

@@ -1,9 +1,8 @@
 """What is trained towards: one frozen dataclass for each objective, over the pure losses of the book.
 
-Each class names the numbers that its loss needs and calls the pure function that states it. What some learn beside the
-policy, log Z, V(s_0) or a baseline, is one number for all paths, a table over conditions, or a module of yours. A new
-objective is a new class with the same two methods, in any file. Chapter ``on-policy-rtb-is-reinforce`` derives the
-gradients, ``off-policy-the-same-optimum`` says where they vanish.
+Each class names the numbers that its loss needs and calls the pure function that states it, with source and chapter.
+What some learn beside the policy, log Z, V(s_0) or a baseline, is one number for all paths, a table over conditions, or
+a module of yours. A new objective is a new class with the same two methods, in any file.
 """
 
 from collections.abc import Sequence
@@ -60,10 +59,7 @@ class Scalar:
 @storable
 @dataclass(frozen=True)
 class Table:
-    """One number, ``start`` at first, for each of ``conditions``, which the ``group`` of a batch counts from 0.
-
-    Raises ``ValueError`` for a batch without groups, or with one that the table does not have.
-    """
+    """One number, ``start`` at first, for each of ``conditions``: a batch's ``group``, from 0, or a ``ValueError``."""
 
     conditions: int
     start: float = 0.0
@@ -151,10 +147,7 @@ class _Learns:
 @storable
 @dataclass(frozen=True)
 class RTB(_Learns):
-    """Relative trajectory balance, :func:`companion.rtb.loss`; ``log_z`` says how log Z is learned, ``beta`` is > 0.
-
-    Source: Venkatraman et al. (2024). Derived in chapter ``relative-trajectory-balance``.
-    """
+    """Relative trajectory balance, :func:`companion.rtb.loss`; ``log_z`` says how log Z is learned, ``beta`` is > 0."""
 
     beta: float = 1.0
     log_z: Scalar | Table | Network = Scalar()
@@ -173,10 +166,7 @@ class RTB(_Learns):
 @storable
 @dataclass(frozen=True)
 class VarGrad(_Learns):
-    """RTB with log Z of the batch, or of each group of it: :func:`companion.rtb.vargrad_loss`, ``beta`` > 0 as there.
-
-    Source: Richter et al. (2020). Derived in chapter ``relative-trajectory-balance``.
-    """
+    """RTB with log Z of the batch, or of each group: :func:`companion.rtb.vargrad_loss`, ``beta`` > 0 as there."""
 
     beta: float = 1.0
 
@@ -282,10 +272,7 @@ class Reinforce(_Learns):
 @storable
 @dataclass(frozen=True)
 class PublishedBaseline(_Learns):
-    """The RL baseline first published beside RTB, :func:`companion.reinforce.published_baseline_loss`.
-
-    ``kl_weight`` is >= 0. Source: Venkatraman et al. (2024), their code. Chapter ``anatomy-of-a-baseline``.
-    """
+    """The baseline of :func:`companion.reinforce.published_baseline_loss`; ``kl_weight`` is >= 0."""
 
     kl_weight: float = 0.01
 

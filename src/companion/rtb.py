@@ -89,8 +89,7 @@ def sub_trajectory_residual(
     including, ``stop``. One step is relative detailed balance; the whole path is :func:`residual`.
 
     Args:
-        log_pi: ``[batch, steps]``, nats. Keeps its gradient.
-        log_ref: ``[batch, steps]``, nats. A constant.
+        log_pi, log_ref: as in :func:`residual`.
         log_flow: ``[batch, steps + 1]``, nats; log F(s_t), with ``beta * log_reward`` last, and from the end of a
             padded path on: given ``steps``, a change there is refused too. Keeps its gradient.
         start, stop: indices of the first and the last state, ``0 <= start < stop <= columns``.

@@ -56,7 +56,7 @@ def over_paths(term: Expr) -> Sum:
 
 
 def rtb_residual() -> Expr:
-    """Return RTB's residual on a path of symbolic length T, as in :func:`companion.rtb.residual`, with all else free."""
+    """Return RTB's residual on a path of symbolic length T, as in :func:`companion.rtb.residual`, all else free."""
     return log_z + over_path(log_pi[t] - log_ref[t]) - beta * log_r
 
 

@@ -62,10 +62,7 @@ class ContextNetwork(torch.nn.Module):
         self.length = None if max_length is None else torch.nn.Parameter(torch.zeros(max_length + 1, width))
 
     def with_weights(self, weights: Mapping[str, Tensor]) -> "ContextNetwork":
-        """Take over weights by name, and return the network; what is not among them stays as it is, such as zero.
-
-        Raises ``ValueError`` for weights that it does not have, or of another shape.
-        """
+        """Take over weights by name, the rest staying as it is; ``ValueError`` for another name or shape."""
         own = self.state_dict()
         other = [name for name, value in weights.items() if name not in own or own[name].shape != value.shape]
         if other:

@@ -67,10 +67,7 @@ class DriftNetwork(torch.nn.Module):
         return network
 
     def forward(self, states: Tensor, times: Tensor) -> Tensor:
-        """Return the drift at ``states``, ``[..., dim]``, and ``times``, which broadcast to ``[...]``.
-
-        Whole paths, ``[n, steps, dim]`` with times ``[steps]``, go through in blocks, unless the states need gradients.
-        """
+        """Return the drift at ``states``, ``[..., dim]``, and ``times``, broadcast; whole paths go in blocks."""
         if states.ndim == 3 and len(states) > 0 and times.shape == states.shape[1:2] and not states.requires_grad:
             tape = self.record(times, len(states))
             tape.run(states.transpose(0, 1))

@@ -17,10 +17,7 @@ from companion.samplers.batch import Batch, Fading, at, check_draw, check_fading
 @storable
 @dataclass(frozen=True)
 class UniformMixture:
-    """A behaviour: at each step, with probability ``epsilon``, which may fade, a uniform action, not the policy's.
-
-    Raises ``ValueError`` for an epsilon outside [0, 1].
-    """
+    """A behaviour: at each step a uniform action with probability ``epsilon``, up to 1, or fading; else ``ValueError``."""
 
     epsilon: float | Fading = 0.0
 
@@ -68,10 +65,7 @@ class TabularSampler:
     def draw(
         self, n: int, generator: Generator, behaviour: UniformMixture | EveryPath | None = None, iteration: int = 0
     ) -> Batch:
-        """Draw ``n`` paths, or list every one.
-
-        Raises ``ValueError`` for another sampler's behaviour, or, for every path, an ``n`` other than their number.
-        """
+        """Draw ``n`` paths, or list all ``n``; ``ValueError`` for another sampler's behaviour, or number of them."""
         behaviour = UniformMixture() if behaviour is None else behaviour
         check_draw(n, generator, behaviour, UniformMixture, EveryPath)
         if isinstance(behaviour, EveryPath):
