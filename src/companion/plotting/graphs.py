@@ -99,7 +99,7 @@ def tree(forks: Mapping[str, Mapping[str, Sequence[str]]], *, root: str, bold: C
             axes.plot([0.19, 0.32], [y, row], **line)
     for row, (_, fork, leaves) in enumerate(rows):
         axes.annotate(fork, (0.33, -row), ha="left", color="#555555", **text)
-        axes.annotate(", ".join(leaves), (0.63, -row), ha="left", weight="bold" if fork in bold else "normal", **text)
+        axes.annotate(" · ".join(leaves), (0.63, -row), ha="left", weight="bold" if fork in bold else "normal", **text)
     axes.set(xlim=(-0.08, 1.02), ylim=(-len(rows) + 0.4, 0.6))
     axes.set_axis_off()
     return figure
