@@ -2,9 +2,8 @@
 
 A problem is a rooted, acyclic graph: a state is a node, an action the choice of an outgoing edge, and a path runs from
 the root, state 0, to a state without outgoing edges. Each edge has a reward and a probability under the reference
-policy. Soft values and the optimal policy come from dynamic programming, expectations from a list of all paths; nothing
-is sampled unless :func:`draw` is asked to. Introduced in chapters ``a-sampler-is-a-policy`` and ``kl-regularised-rl``.
-Sources: the soft Bellman equation in Nachum et al. (2017a, 2017b) and Levine (2018).
+policy. Values come from dynamic programming, expectations from a list of all paths; only :func:`draw` samples. Chapters
+``a-sampler-is-a-policy`` and ``kl-regularised-rl``. Sources: Nachum et al. (2017a, 2017b) and Levine (2018).
 """
 
 import math
@@ -481,5 +480,4 @@ def _check_graph(source: Tensor, target: Tensor) -> None:
         raise ValueError("Two edges join the same states; expected one: an action is the choice of the next state.")
     orphans = sorted(set(range(1, int(target.max()) + 1)) - set(target.tolist()))
     if orphans:
-        mend = "expected every state but the root to be reached. Renumber."
-        raise ValueError(f"No edge leads to state {orphans[0]}; {mend}")
+        raise ValueError(f"No edge leads to state {orphans[0]}; expected every state but the root reached. Renumber.")

@@ -1,8 +1,7 @@
 """How near a sampler is to its target: measures that a collapsed model cannot fool, and the bounds on log Z.
 
 A sampler that keeps one mode of many has a *higher* mean reward than the right one, and an effective sample size that
-need not look worse. So these compare whole distributions: the weights of the modes, two clouds of points, and the EUBO,
-which needs paths of the target and sees what the sampler forgot. Used in chapter ``twenty-five-modes-to-nine``.
+need not look worse. So these compare whole distributions. Used in chapter ``twenty-five-modes-to-nine``.
 """
 
 import math

@@ -61,9 +61,8 @@ def trust_pcl_settings(
     """Return the settings for Trust-PCL's policy, and those for its V(s_0), that repeat an RTB run step by step.
 
     ``policy`` and ``log_z`` are the settings with which RTB trains these; ``alpha`` is the KL weight of Trust-PCL, > 0,
-    beta being 1/alpha: start its value at alpha log Z. Both losses carry the half that those of this package have; for
-    one without it, use :func:`rescale` with ``gradient=0.5`` first. Raises ``ValueError`` as that. Source: claim E4,
-    from the gradients of Deleu et al. (2025).
+    beta being 1/alpha: start its value at alpha log Z. Both losses carry their half; for one without it, use
+    :func:`rescale` with ``gradient=0.5`` first. Raises ``ValueError`` as that. Source: claim E4.
     """
     check_number("alpha", alpha, above=0)
     alpha = float(alpha)  # the square of an integer may be too large for torch, or for a float

@@ -116,9 +116,8 @@ def _error_of_samples(a: torch.Tensor, b: torch.Tensor) -> tuple[float, float]:
 def _error_of_pairs(a: torch.Tensor, b: torch.Tensor) -> tuple[float, float]:
     """The standard error of the mean difference of pairs, and its degrees of freedom."""
     if len(a) != len(b):
-        expected = "pairs, one of each for every seed"
-        mend = "Leave out the seeds that one of them lacks, or compare them unpaired."
-        raise ValueError(f"first holds {len(a)} values, second {len(b)}; expected {expected}. {mend}")
+        expected = "pairs. Leave out the seeds that one of them lacks, or compare them unpaired."
+        raise ValueError(f"first holds {len(a)} values, second {len(b)}; expected {expected}")
     return (a - b).std().item() / math.sqrt(len(a)), len(a) - 1.0
 
 

@@ -68,8 +68,7 @@ class Batch:
     def log_weights(self, *, beta: float = 1.0) -> Tensor:
         """Return e of each path, ``beta log r(x) - sum(log_pi - log_ref)``: ``[batch]``, nats. Keeps gradients.
 
-        Its mean is the ELBO over the policy's own paths, the EUBO over paths of the target. Source: claim O3. Derived
-        in chapter ``on-policy-rtb-is-reinforce``.
+        Its mean is the ELBO over the policy's own paths, the EUBO over paths of the target. Source: claim O3.
         """
         return beta * self.log_reward - (self.log_pi - self.log_ref).sum(dim=1)
 

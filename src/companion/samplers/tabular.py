@@ -17,7 +17,7 @@ from companion.samplers.batch import Batch, Fading, at, check_draw, check_fading
 @storable
 @dataclass(frozen=True)
 class UniformMixture:
-    """A behaviour: at each step a uniform action with probability ``epsilon``, up to 1, or fading; else ``ValueError``."""
+    """A behaviour: at each step a uniform action with probability ``epsilon``, that may fade; ``ValueError`` if > 1."""
 
     epsilon: float | Fading = 0.0
 

@@ -179,8 +179,7 @@ def _check_methods(name: str, value: object, methods: Sequence[str], example: st
     missing = [method for method in methods if not callable(getattr(value, method, None))]
     if missing or isinstance(value, type):
         lack, wanted = " and no ".join(missing) or "fields, being a class", f"an object with {' and '.join(methods)}"
-        expected = f"{wanted}. Make one, such as {example}(...)."
-        raise ValueError(f"{name} is {value!r}, which has no {lack}; expected {expected}")
+        raise ValueError(f"{name} is {value!r}, which has no {lack}; expected {wanted}. Make one: {example}(...).")
 
 
 def _check_trained(name: str, tensors: Sequence[Tensor], *, at_least: int = 0) -> None:
