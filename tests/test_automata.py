@@ -609,8 +609,11 @@ BAD = {
     "a token above it": (lambda: automata.decode(torch.tensor([[2, 3]]), letters="ab"), "from 2 to 3; expected 0 to 2"),
     "a token above the automaton's": (lambda: AB.states(torch.tensor([[2, 3]])), "from 2 to 3; expected 0 to 2"),
     "a token below the automaton's": (lambda: AB.states(torch.tensor([[2, -1]])), "from -1 to 2; expected 0 to 2"),
-    "tokens of one row": (lambda: AB.states(torch.tensor([2, 1])), r"int64 \(2,\); expected int64 \[rows, columns\]"),
-    "tokens of int32": (lambda: AB.states(torch.tensor([[2]], dtype=torch.int32)), "int32 .* expected int64"),
+    "tokens of one row": (
+        lambda: AB.states(torch.tensor([2, 1])),
+        r"\(2,\) torch.int64; expected int64 \[rows, columns\]",
+    ),
+    "tokens of int32": (lambda: AB.states(torch.tensor([[2]], dtype=torch.int32)), "int32; expected int64"),
     "no tokens": (lambda: AB.states(torch.zeros(0, 2, dtype=torch.int64)), "expected int64 .* not empty"),
     "a list of tokens": (lambda: AB.states([[2, 1]]), "tokens is list; expected int64"),
     "a token to score": (lambda: AB.log_reward(torch.tensor([[2, 3]]), torch.tensor([2])), "from 2 to 3; expected"),

@@ -79,9 +79,9 @@ def test_the_normaliser_at_beta_one_is_one():
         ({"variance": tensor(1.0)}, "variance"),
         ({"means": tensor([[0.0, 0.0], [3.0, math.nan]])}, "means holds 1 value(s) that are infinite or NaN"),
         ({"means": tensor([[0.0, 0.0], [3.0, -math.inf]])}, "means holds 1 value(s) that are infinite or NaN"),
-        ({"means": torch.zeros(2, 0).double()}, "means has shape (2, 0)"),
-        ({"means": torch.zeros(0, 2).double(), "weights": tensor([])}, "means has shape (0, 2)"),
-        ({"means": [[0.0, 0.0], [3.0, 4.0]]}, "means is a list"),
+        ({"means": torch.zeros(2, 0).double()}, "means is (2, 0)"),
+        ({"means": torch.zeros(0, 2).double(), "weights": tensor([])}, "means is (0, 2)"),
+        ({"means": [[0.0, 0.0], [3.0, 4.0]]}, "means is list"),
     ],
 )
 def test_what_is_no_mixture_is_refused(changes, words):

@@ -3,11 +3,9 @@ r"""Wishes about texts as finite automata, and the exact posterior of a prior th
 A text is a row of tokens: one that begins it, its letters, one that ends it. Letters are 0 to A - 1; the token A
 begins, ends and pads. An automaton reads the letters one by one and scores the text where it ends: that is log r(x).
 What a prior of fixed context and an automaton know of an unfinished text is a node: its last letters, the automaton's
-state and its length. A soft value for each node is all that the posterior p_ref(x) r(x)^beta / Z needs. It comes by
-dynamic programming from the longest texts backwards; expectations come forwards, by the share of texts at each node.
-Nothing is sampled unless :func:`sample` is asked to. Used in chapter ``names-with-a-wish``.
-
-Source: the soft Bellman equation, as in :mod:`companion.mdp`; automata by the subset construction, which is standard.
+state and its length. The posterior p_ref(x) r(x)^beta / Z comes from a soft value for each node, by dynamic programming
+from the longest texts backwards; expectations come forwards, by the share of texts at each node. Used in chapter
+``names-with-a-wish``. Source: the soft Bellman equation, as in :mod:`companion.mdp`; the subset construction.
 """
 
 import math
@@ -28,10 +26,7 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 def encode(texts: Sequence[str], *, max_length: int, letters: str = LETTERS) -> Tensor:
-    """Return texts as rows of tokens, ``[texts, max_length + 2]``, int64: begun, ended and padded with A.
-
-    Raises ``ValueError`` for a text that is too long, or has another letter.
-    """
+    """Return texts as token rows, ``[texts, max_length + 2]``; too long a text, or other letters: ``ValueError``."""
     check_positive_integers(max_length=max_length)
     rows = torch.full((len(texts), max_length + 2), len(letters))
     for row, text in zip(rows, texts, strict=True):
@@ -42,10 +37,7 @@ def encode(texts: Sequence[str], *, max_length: int, letters: str = LETTERS) -> 
 
 
 def decode(tokens: Tensor, *, letters: str = LETTERS) -> list[str]:
-    """Return the texts of rows of tokens, ``[texts, columns]``: what stands between the first token and the end.
-
-    Raises ``ValueError`` for a token outside the vocabulary.
-    """
+    """Return the texts of rows of tokens, ``[texts, columns]``, up to the end; ``ValueError`` for a token beyond A."""
     check_tokens("tokens", tokens, len(letters) + 1)
     texts = []
     for row in tokens[:, 1:].tolist():
@@ -58,11 +50,9 @@ def decode(tokens: Tensor, *, letters: str = LETTERS) -> list[str]:
 class Automaton:
     """A deterministic finite automaton over letters, with a score for each state that a text may end in.
 
-    Attributes:
-        moves: ``[states, letters]``, int64; the state after each letter. Every text begins in state 0.
-        log_score: ``[states]``, float64; log r(x) of a text that ends there, -inf where r(x) = 0.
-
-    Raises ``ValueError`` for moves to no state, or scores that do not fit them, or are NaN or +inf.
+    ``moves``, ``[states, letters]``, int64, has the state after each letter; every text begins in state 0.
+    ``log_score``, ``[states]``, float64, is log r(x) of a text that ends there, -inf where r(x) = 0. Raises
+    ``ValueError`` for moves to no state, or scores that do not fit them, or are NaN or +inf.
     """
 
     moves: Tensor
@@ -74,10 +64,8 @@ class Automaton:
         shape, states = tuple(self.moves.shape), len(self.log_score) if self.log_score.ndim == 1 else 0
         good = self.moves.dtype == torch.int64 and len(shape) == 2 and shape[0] == states > 0 and shape[1] > 0
         if not good or not 0 <= int(self.moves.min()) <= int(self.moves.max()) < states:
-            raise ValueError(
-                f"moves is {self.moves.dtype} {shape} with {states} scores; expected int64 [states, letters], each "
-                "entry a state, and a score for each state. Count states from 0."
-            )
+            expected = "int64 [states, letters], each entry a state, and a score for each state. Count states from 0."
+            raise ValueError(f"moves is {self.moves.dtype} {shape} with {states} scores; expected {expected}")
         if self.log_score.dtype != torch.float64 or bool((self.log_score.isnan() | self.log_score.isposinf()).any()):
             raise ValueError("log_score is no float64, or NaN or +inf; expected finite values, or -inf. Mend it.")
 
@@ -92,10 +80,7 @@ class Automaton:
         return (self.log_score == self.log_score.max()) & ~self.log_score.isneginf()
 
     def states(self, tokens: Tensor) -> Tensor:
-        """Return the state after each token of each row, ``[rows, columns]``, int64. What is no letter moves nothing.
-
-        Raises ``ValueError`` for a token outside the vocabulary.
-        """
+        """Return the state after each token, ``[rows, columns]``; A moves nothing; ``ValueError`` for one beyond."""
         check_tokens("tokens", tokens, self.letters + 1)
         found = accumulate(tokens.unbind(dim=1), self.after, initial=torch.zeros_like(tokens[:, 0]))
         return torch.stack([*found][1:], dim=1)
@@ -145,14 +130,10 @@ def matches(pattern: str, *, letters: str = LETTERS) -> Automaton:
 
 
 def product(*automata: Automaton) -> Automaton:
-    """Return the automaton that reads with all of these at once: rewards multiply, so yes and no become "and".
-
-    Raises ``ValueError`` for none, or for other letters.
-    """
+    """Return the automaton that reads with all of these: rewards multiply; none, or other letters: ``ValueError``."""
     if not automata or len({automaton.letters for automaton in automata}) != 1:
-        raise ValueError(
-            f"automata are {len(automata)}, of several alphabets or none; expected one or more of one. Make them anew."
-        )
+        expected = "one or more of one. Make them anew."
+        raise ValueError(f"automata are {len(automata)}, of several alphabets or none; expected {expected}")
     moves = [automaton.moves.tolist() for automaton in automata]
 
     def after(states: tuple[int, ...], letter: int) -> tuple[int, ...]:
@@ -207,19 +188,10 @@ class Law(Protocol):
 class Posterior:
     """The exact posterior p_ref(x) r(x)^beta / Z over texts of at most ``max_length`` letters, itself a :class:`Law`.
 
-    Args:
-        prior: the prior; no gradient flows into it. After ``max_length`` letters a text ends for sure.
-        automaton: the wish, whose score is log r(x).
-        max_length: most letters of a text.
-        beta: inverse temperature, > 0.
-
-    Attributes:
-        log_z: log Z, 0-d, float64.
-
-    Raises ``ValueError`` for a prior whose tables have another shape or are not normalised; and for a wish that no text
-    of the prior grants: log Z = -inf.
-
-    Source: the soft Bellman equation in Nachum et al. (2017b). Used in chapter ``names-with-a-wish``.
+    No gradient flows into the prior; after ``max_length`` letters a text ends for sure. The wish is an automaton, whose
+    score is log r(x); ``beta`` is > 0. ``log_z`` is log Z, 0-d, float64. Raises ``ValueError`` for a prior whose tables
+    have another shape or are not normalised, and for a wish that no text of the prior grants: log Z = -inf. Source:
+    Nachum et al. (2017b).
     """
 
     def __init__(self, prior: Law, automaton: Automaton, *, max_length: int, beta: float = 1.0) -> None:
@@ -235,10 +207,9 @@ class Posterior:
         self._values: list[Tensor] = values
         self.log_z = values[0][0, 0]
         if not bool(self.log_z.isfinite()):
-            raise ValueError(
-                f"log Z is {self.log_z.item()}; expected a finite number: no text of the prior of at most {max_length} "
-                "letters has a reward above 0. Wish for less, or have a miss scored above -inf."
-            )
+            expected = f"a finite number: no text of the prior of at most {max_length} letters has a reward above 0"
+            mend = "Wish for less, or have a miss scored above -inf."
+            raise ValueError(f"log Z is {self.log_z.item()}; expected {expected}. {mend}")
 
     def table(self, length: int) -> Tensor:
         """Return log p* of the next token at each node of a length: ``[contexts, states, A + 1]``, nats.
@@ -261,10 +232,9 @@ class Posterior:
         end, columns = self.automaton.letters, tokens.shape[1]
         ended = (tokens == end).cumsum(dim=1) > 1  # the first of them begins the text
         if columns > self.max_length + 2 or bool((tokens[:, 0] != end).any() | ~ended[:, self.max_length + 1 :].all()):
-            raise ValueError(
-                f"tokens is {tuple(tokens.shape)}; expected [rows, at most {self.max_length + 2}], the token {end} "
-                f"first, and again after at most {self.max_length} letters. Encode the texts."
-            )
+            expected = f"[rows, at most {self.max_length + 2}], the token {end} first"
+            expected += f", and again after at most {self.max_length} letters. Encode the texts."
+            raise ValueError(f"tokens is {tuple(tokens.shape)}; expected {expected}")
         found, node = torch.zeros(tokens.shape, dtype=torch.float64), torch.zeros_like(tokens[:, 0])
         for column in range(min(columns, self.max_length + 1)):
             if column:
@@ -314,9 +284,7 @@ def marginals(law: Law, automaton: Automaton, *, max_length: int) -> Tensor:
 def kl_divergence(first: Law, second: Law, automaton: Automaton, *, max_length: int) -> Tensor:
     """Return KL(first, second) over texts, exactly: 0-d, float64, nats, with gradients; +inf where it is infinite.
 
-    Both look back as many letters. Raises ``ValueError`` otherwise, and as :func:`flow`.
-
-    Source: the chain rule of relative entropy, summed over nodes. Used in chapter ``names-with-a-wish``.
+    Both look back as many letters, or a ``ValueError``, and as :func:`flow`. Source: the chain rule, summed over nodes.
     """
     if first.order != second.order:
         raise ValueError(f"The laws look back {first.order} and {second.order} letters; expected as many. Pad one.")
@@ -357,16 +325,13 @@ def _table(law: Law, automaton: Automaton, length: int) -> Tensor:
     table = law.table(length).double()
     shape = (automaton.letters ** min(length, law.order), len(automaton.moves), automaton.letters + 1)
     if tuple(table.shape) not in (shape, (shape[0], 1, shape[2])):
-        raise ValueError(
-            f"The law's table after {length} letters is {tuple(table.shape)}; expected [contexts, states, A + 1], "
-            f"{shape}, or one column of states. Give it the same alphabet and automaton."
-        )
+        expected = f"[contexts, states, A + 1], {shape}, or one column of states"
+        mend = "Give it the same alphabet and automaton."
+        raise ValueError(f"The law's table after {length} letters is {tuple(table.shape)}; expected {expected}. {mend}")
     excess = table.logsumexp(dim=2).abs().max().item()
     if not excess < 1e-5:  # float32 laws are normalised to seven digits
-        raise ValueError(
-            f"The law sums to a log-probability of {excess:.3g} at some context of {length} letters; expected 0, to "
-            "five digits. Take its log_softmax."
-        )
+        given = f"a log-probability of {excess:.3g} at some context of {length} letters"
+        raise ValueError(f"The law sums to {given}; expected 0, to five digits. Take its log_softmax.")
     return table.expand(-1, shape[1], -1)
 
 

@@ -2,8 +2,8 @@
 
 Behind most of them stands one residual: something for log Z, plus ``sum(log_pi - log_ref)``, less the reward over a
 temperature. They differ in what stands for log Z, in where the square sits, in whose reference is meant, and in what
-divides. None is written through another, or through :mod:`companion.rtb`: chapter ``one-residual-many-names`` finds
-where they coincide. A commit is that of the code that was read; *text only* says that none was.
+divides. None is written through another, or through :mod:`companion.rtb`: chapter ``one-residual-many-names``, which is
+about all of them, finds where they coincide. A commit is that of the code that was read; *text only*: none was.
 
 Arguments of one name are one thing in all of them, constants but for ``log_pi`` and, where learned, ``value``.
 
@@ -21,24 +21,11 @@ option, a number outside its range, and a group too small for its statistic.
 """
 
 import math
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from companion.validation import (
-    check_constant,
-    check_group,
-    check_log_pi,
-    check_number,
-    check_per_path,
-    check_per_step,
-    check_scalar,
-    check_steps,
-)
-
-#: ``[batch]``, integers, or None.
-Marks = Tensor | None
+from companion.validation import Marks, check_choice, check_constant, check_number, check_paths, check_scalar
 
 #: What stands for alpha log Z: the mean reward, or ``alpha log mean exp(r / alpha)``.
 PARTITIONS = ("mean", "log_mean_exp")
@@ -57,8 +44,7 @@ def dro_loss(
 ) -> Tensor:
     """Return DRO's loss, half the mean of ``(r - V(x) - tau sum(log_pi - log_ref))^2`` with V learned beside pi.
 
-    Its tau is ``kl_weight``, its V ``value``, which keeps its gradient.
-    Source: Richemond et al. (2024), text only. Chapter ``one-residual-many-names``.
+    Its tau is ``kl_weight``, its V ``value``, which keeps its gradient. Source: Richemond et al. (2024), text only.
     """
     _batch(log_pi, None, steps, kl_weight, log_reward=log_reward, log_ref=log_ref)
     check_scalar("value", value, log_pi)
@@ -72,8 +58,7 @@ def a_star_po_loss(
 
     Its beta2 is ``kl_weight``, shipped .001; its V* is ``value``, a constant: ``beta1 log mean exp(r / beta1)`` over
     paths of the reference, shipped at beta1 = .5. The entropy bonus of its code, .001 a token, is left to the caller.
-    Source: Brantley et al. (2025); ZhaolinGao/A-PO at c8823a3, ``verl/trainer/apo/core_algos.py``. Chapter
-    ``one-residual-many-names``.
+    Source: Brantley et al. (2025); ZhaolinGao/A-PO at c8823a3, ``verl/trainer/apo/core_algos.py``.
     """
     _batch(log_pi, None, steps, kl_weight, log_reward=log_reward, log_ref=log_ref)
     check_scalar("value", value, log_pi)
@@ -87,8 +72,7 @@ def tba_loss(
     """Return TBA's loss, the mean squared trajectory balance with the group's mean, detached, as log Z.
 
     Its kl_coef is ``kl_weight``; it falls during training. Reference: the model after supervised fine-tuning.
-    Source: Bartoldson et al. (2025); bbartoldson/TBA at c6075e2, ``src/tba_trainer_tldr.py``. Chapter
-    ``one-residual-many-names``.
+    Source: Bartoldson et al. (2025); bbartoldson/TBA at c6075e2, ``src/tba_trainer_tldr.py``.
     """
     same, _ = _batch(log_pi, group, steps, kl_weight, 2, log_reward=log_reward, log_ref=log_ref)
     log_ratio = (log_pi - log_ref).sum(dim=1)
@@ -110,8 +94,7 @@ def kimi_loss(
 
     Its tau is ``kl_weight``, its reference the policy that began the round. The mean reward stands for tau log Z, as in
     its equation (3), the gradient, which is that of this loss over -2 tau; ``partition="log_mean_exp"`` takes
-    ``tau log mean exp(r / tau)``, which the report states first.
-    Source: Kimi Team (2025), section 2.3.2, text only. Chapter ``one-residual-many-names``.
+    ``tau log mean exp(r / tau)``, which the report states first. Source: Kimi Team (2025), section 2.3.2, text only.
     """
     same, _ = _batch(log_pi, group, steps, kl_weight, 2, log_reward=log_reward, log_old=log_old)
     centre = _partition(log_reward, same, kl_weight, partition)
@@ -133,10 +116,10 @@ def pmd_loss(
     A is r less what the *other* paths of the group give for tau log Z: their mean (``partition="mean"``, its ``rloo``)
     or, ``"log_mean_exp"``, its ``ploo``, ``m + tau log max(mean exp((r - m) / tau), 1e-8)``, m the group's largest r.
     Its tau is ``kl_weight``, shipped .01: there the bound 1e-8 is reached wherever one path alone is the best.
-    Source: horizon-rl/OpenKimi at 3126d4c, ``openkimi/pmd/core_algos.py``. Chapter ``one-residual-many-names``.
+    Source: horizon-rl/OpenKimi at 3126d4c, ``openkimi/pmd/core_algos.py``.
     """
     same, mask = _batch(log_pi, group, steps, kl_weight, 2, log_reward=log_reward, log_old=log_old)
-    _check_option("partition", partition, PARTITIONS)
+    check_choice("partition", partition, PARTITIONS)
     others = _others(same)
     if partition == "mean":
         centre = _mean(log_reward, others)
@@ -155,9 +138,7 @@ def agro_loss(
     """Return AGRO's loss, half the variance in each group, under any behaviour, of ``r - beta sum(log_pi - log_ref)``.
 
     Its beta is ``kl_weight``. Which estimate of the variance its authors take could not be read; here it is divided by
-    n. DRO's appendix B has the same loss.
-    Source: Tang et al. (2025), abstract only; Richemond et al. (2024), appendix B, text only. Chapter
-    ``one-residual-many-names``.
+    n. Source: Tang et al. (2025), abstract only; Richemond et al. (2024), appendix B, text only.
     """
     same, _ = _batch(log_pi, group, steps, kl_weight, 2, log_reward=log_reward, log_ref=log_ref)
     shaped = log_reward - kl_weight * (log_pi - log_ref).sum(dim=1)
@@ -171,8 +152,7 @@ def gvpo_loss(
 
     Its beta is ``kl_weight``, shipped .1; n is the size of the group; the mean of R is detached. Reference: the policy
     that began the round, so that nothing pulls in its first update, where R = 0. The paper's equation has no n - 1.
-    Source: Zhang et al. (2025); jszkc/GVPO at 627aa25, ``GVPO/gvpo_core_algos.py``. Chapter
-    ``one-residual-many-names``.
+    Source: Zhang et al. (2025); jszkc/GVPO at 627aa25, ``GVPO/gvpo_core_algos.py``.
     """
     same, _ = _batch(log_pi, group, steps, kl_weight, 2, log_reward=log_reward, log_old=log_old)
     implicit = kl_weight * (log_pi - log_old).sum(dim=1)
@@ -199,7 +179,6 @@ def flowrl_loss(
     ``longest_weight`` = 10 in its author's later recipes, and clipped to [.8, 1.2] in the paper. ``log_z`` is 0-d or
     ``[batch]``, from a network on the prompt, and keeps its gradient; a later recipe leaves it out.
     Source: Zhu et al. (2025); Xuekai-Zhu/FlowRL at decbc57, ``dp_actor.py``, and verl-project/verl-recipe at 21892b9.
-    Chapter ``one-residual-many-names``.
     """
     same, mask = _batch(log_pi, group, steps, None, 2, log_reward=log_reward, log_ref=log_ref, log_old=log_old)
     check_number("scale", scale, above=0)
@@ -224,7 +203,7 @@ def lm_vargrad_loss(
 
     The log-variance loss has a minus there; with the plus, -mean(d) stands where log Z should. Its 1 / alpha goes from
     .9 to .99, and ``cutoff`` is .1. That each step but the last is detached with probability .7 is left out.
-    Source: GFNOrg/diffusion-finetuning at 21bfa22, ``finetune_cond_data.py``. Chapter ``one-residual-many-names``.
+    Source: GFNOrg/diffusion-finetuning at 21bfa22, ``finetune_cond_data.py``.
     """
     same, _ = _batch(log_pi, group, steps, kl_weight, log_reward=log_reward, log_ref=log_ref)
     check_number("cutoff", cutoff, at_least=0)
@@ -238,7 +217,7 @@ def rebel_loss(
     """Return REBEL's loss, the mean over pairs of ``[(log_ratio_1 - log_ratio_2) - eta (r_1 - r_2)]^2``.
 
     Its eta is ``step_size``. Its scripts take ``.05 sum(log_old - log_ref)`` from r beforehand, at eta = 1.
-    Source: Gao et al. (2024); ZhaolinGao/REBEL at 4ad7c11, ``src/tldr/rebel.py``. Chapter ``one-residual-many-names``.
+    Source: Gao et al. (2024); ZhaolinGao/REBEL at 4ad7c11, ``src/tldr/rebel.py``.
     """
     _batch(log_pi, None, steps, None, log_reward=log_reward, log_old=log_old)
     check_number("step_size", step_size, above=0)
@@ -251,7 +230,7 @@ def dpo_loss(log_pi: Tensor, log_ref: Tensor, pairs: Tensor, *, kl_weight: float
     """Return DPO's loss, the mean of ``-log sigmoid(beta (log_ratio_1 - log_ratio_2))``, the first preferred.
 
     Its beta is ``kl_weight``, shipped .1 by TRL.
-    Source: Rafailov et al. (2023), equation (7); TRL 1.16.0, ``dpo_trainer.py``. Chapter ``one-residual-many-names``.
+    Source: Rafailov et al. (2023), equation (7); TRL 1.16.0, ``dpo_trainer.py``.
     """
     _batch(log_pi, None, steps, kl_weight, log_ref=log_ref)
     first, second = _pairs(pairs, log_pi)
@@ -265,7 +244,7 @@ def ipo_loss(
     """Return IPO's loss, the mean of ``(log_ratio_1 - log_ratio_2 - 1 / (2 tau))^2``, the first preferred.
 
     Its tau is ``kl_weight``. ``per_token`` takes each path's mean over its tokens for ``log_ratio``, as TRL does.
-    Source: Azar et al. (2024), equation (17); TRL 1.16.0, ``dpo_trainer.py``. Chapter ``one-residual-many-names``.
+    Source: Azar et al. (2024), equation (17); TRL 1.16.0, ``dpo_trainer.py``.
     """
     _, mask = _batch(log_pi, None, steps, kl_weight, log_ref=log_ref)
     first, second = _pairs(pairs, log_pi)
@@ -281,11 +260,10 @@ def qrpo_loss(
     ``quantile``, ``[batch]`` in (0, 1], is the share of the reference's paths whose reward is no larger; t is the
     ``"log"``, its code's default, or the ``"identity"``, its README's. Its beta is ``kl_weight``. Z is that of a
     uniform quantile: ``beta / (1 + beta)``, or ``beta exp(1 / beta)``, where the code leaves out a -1.
-    Source: Matrenok et al. (2025); CLAIRE-Labo/quantile-reward-policy-optimization at 0d80ee5, ``qrpo.py``. Chapter
-    ``one-residual-many-names``.
+    Source: Matrenok et al. (2025); CLAIRE-Labo/quantile-reward-policy-optimization at 0d80ee5, ``qrpo.py``.
     """
     _batch(log_pi, None, steps, kl_weight, log_reward=quantile, log_ref=log_ref)
-    _check_option("transform", transform, ("log", "identity"))
+    check_choice("transform", transform, ("log", "identity"))
     if bool(((quantile <= 0) | (quantile > 1)).any()):
         raise ValueError(f"quantile reaches {quantile.min()} and {quantile.max()}; expected (0, 1]. Pass shares.")
     if transform == "log":
@@ -302,7 +280,7 @@ def dro_per_token_loss(
 
     Its beta is ``kl_weight``: without default in verl, .05 in both examples. tinker's is the sum over the tokens, of
     the prompt too. Trinity-RFT's REC with ``regularizer="k2"`` has no half: twice its coefficient is ``kl_weight``.
-    Source: verl 0.9.1, ``core_algos.py``; tinker 0.38.0, its documentation. Chapter ``one-residual-many-names``.
+    Source: verl 0.9.1, ``core_algos.py``; tinker 0.38.0, its documentation.
     """
     _, mask = _batch(log_pi, None, steps, kl_weight, log_reward=advantage, log_old=log_old)
     per_token = kl_weight / 2 * (log_pi - log_old).square() - advantage[:, None] * log_pi
@@ -323,11 +301,11 @@ def prime_rl_loss(
     ``-ratio A`` plus tau times ``"log_ratio"`` (from November 2025) or its ``"square"`` (from March 2026); between
     them, ``"weighted"``, the gradient of ``-[ratio (A - tau log_ratio)] log_pi``, the bracket detached. Its tau is
     ``kl_weight``, now .001. Its masks of tokens whose ratio has moved too far are left out.
-    Source: PrimeIntellect-ai/prime-rl, ``loss.py`` at 450b375, 5f47740, 559b447. Chapter ``one-residual-many-names``.
+    Source: PrimeIntellect-ai/prime-rl, ``loss.py`` at 450b375, 5f47740, 559b447.
     """
     _, mask = _batch(log_pi, None, steps, None, log_reward=advantage, log_old=log_old)
     check_number("kl_weight", kl_weight, at_least=0)
-    _check_option("penalty", penalty, PENALTIES)
+    check_choice("penalty", penalty, PENALTIES)
     log_ratio, gain = log_pi - log_old, advantage[:, None]
     if penalty == "weighted":
         per_token = -(log_ratio.exp() * (gain - kl_weight * log_ratio)).detach() * log_pi
@@ -349,7 +327,7 @@ def opmd_loss(
 
     A is r less the group's mean (``partition="mean"``) or ``tau log mean exp(r / tau)`` (``"log_mean_exp"``). Its tau
     is ``kl_weight``, shipped 1. The library adds, by default, .001 times a squared log-ratio to a reference.
-    Source: Trinity-RFT 0.6.0, ``opmd_policy_loss.py``, ``opmd_advantage.py``. Chapter ``one-residual-many-names``.
+    Source: Trinity-RFT 0.6.0, ``opmd_policy_loss.py``, ``opmd_advantage.py``.
     """
     same, mask = _batch(log_pi, group, steps, kl_weight, 2, log_reward=log_reward)
     centre = _partition(log_reward, same, kl_weight, partition)
@@ -386,13 +364,17 @@ def grpo_loss(
         per_sequence: one ratio for each path, the exponential of its mean log-ratio, as in GSPO.
         clip: how far below and above 1 the ratio counts.
 
-    Source: Shao et al. (2024); TRL 1.16.0, ``grpo_trainer.py``. Chapter ``one-residual-many-names``.
+    Source: Shao et al. (2024); TRL 1.16.0, ``grpo_trainer.py``.
     """
-    given = {"log_old": log_old} | ({} if log_ref is None else {"log_ref": log_ref})
-    same, mask = _batch(log_pi, group, steps, None, 2, log_reward=log_reward, **given)
-    options = {"kl": (kl, KL_TERMS), "scale": (scale, SCALES), "normalisation": (normalisation, NORMALISATIONS)}
-    _check_grpo(kl_weight, log_ref, options, clip, longest, mask)
     reference = log_old if log_ref is None else log_ref
+    same, mask = _batch(log_pi, group, steps, None, 2, log_reward=log_reward, log_old=log_old, log_ref=reference)
+    check_choice("kl", kl, KL_TERMS)
+    check_choice("scale", scale, SCALES)
+    check_number("kl_weight", kl_weight, at_least=0)
+    for bound in clip:
+        check_number("clip", bound, above=0)
+    if (log_ref is None) != (kl_weight == 0):
+        raise ValueError(f"kl_weight is {kl_weight}; expected it above 0 exactly with a log_ref. Pass both, or none.")
     if kl == "reward":
         log_reward = log_reward - kl_weight * (log_old - reference).sum(dim=1)
     advantage = log_reward - _mean(log_reward, same)
@@ -425,7 +407,7 @@ def rloo_loss(
     """Return RLOO's loss as TRL ships it: ``-min(ratio A, clipped ratio A)``, one ratio for each path, the product.
 
     A is ``r - kl_weight sum(log_old - log_ref)`` less the mean of that over the *other* paths of the group.
-    Source: Ahmadian et al. (2024); TRL 1.16.0, ``rloo_trainer.py``. Chapter ``one-residual-many-names``.
+    Source: Ahmadian et al. (2024); TRL 1.16.0, ``rloo_trainer.py``.
     """
     same, _ = _batch(log_pi, group, steps, None, 2, log_reward=log_reward, log_old=log_old, log_ref=log_ref)
     check_number("kl_weight", kl_weight, at_least=0)
@@ -437,10 +419,7 @@ def rloo_loss(
 
 
 def filtered_likelihood_loss(log_pi: Tensor, log_reward: Tensor, *, threshold: float, steps: Marks = None) -> Tensor:
-    """Return the mean of ``-sum(log_pi)`` over the paths whose reward is ``threshold`` or more: filtered fine-tuning.
-
-    Source: rejection sampling and STaR-like filters, Zelikman et al. (2022). Chapter ``one-residual-many-names``.
-    """
+    """Return the mean of ``-sum(log_pi)`` over paths with r from ``threshold`` on. Source: Zelikman et al. (2022)."""
     _batch(log_pi, None, steps, None, log_reward=log_reward)
     check_number("threshold", threshold)
     kept = log_reward >= threshold
@@ -454,7 +433,7 @@ def reward_weighted_loss(
 ) -> Tensor:
     """Return the mean of ``-w sum(log_pi)``, w being ``exp(r / kl_weight)`` over its mean in the group.
 
-    Source: reward-weighted regression, Peters and Schaal (2007). Chapter ``one-residual-many-names``.
+    Source: reward-weighted regression, Peters and Schaal (2007).
     """
     same, _ = _batch(log_pi, group, steps, kl_weight, log_reward=log_reward)
     tilt = log_reward / kl_weight
@@ -465,17 +444,9 @@ def _batch(
     log_pi: Tensor, group: Marks, steps: Marks, kl_weight: float | None, minimum: int = 1, **given: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Check what a loss is given; return which paths share a group, ``[batch, batch]``, and which tokens count."""
-    check_log_pi(log_pi)
+    check_paths(log_pi, group=group, steps=steps, minimum=minimum, **given)
     if kl_weight is not None:
         check_number("kl_weight", kl_weight, above=0)
-    per_step = {name: value for name, value in given.items() if name != "log_reward"}
-    for name, value in per_step.items():
-        check_per_step(name, value, log_pi)
-    if "log_reward" in given:
-        check_per_path("log_reward", given["log_reward"], log_pi)
-    check_constant(**given)
-    check_group(group, log_pi, minimum=minimum)
-    check_steps(steps, log_pi=log_pi, **per_step)
     every = log_pi.new_ones(len(log_pi), dtype=torch.bool)
     same = every[:, None] & every if group is None else group[:, None] == group
     columns = torch.arange(log_pi.shape[1], device=log_pi.device)
@@ -487,7 +458,7 @@ def _others(same: Tensor) -> Tensor:
 
 
 def _partition(log_reward: Tensor, same: Tensor, kl_weight: float, partition: str) -> Tensor:
-    _check_option("partition", partition, PARTITIONS)
+    check_choice("partition", partition, PARTITIONS)
     if partition == "mean":
         return _mean(log_reward, same)
     return kl_weight * _log_mean_exp(log_reward / kl_weight, same)
@@ -509,6 +480,11 @@ def _deviation(values: Tensor, among: Tensor) -> Tensor:
 
 
 def _normalised(per_token: Tensor, mask: Tensor, normalisation: str, longest: int | None) -> Tensor:
+    check_choice("normalisation", normalisation, NORMALISATIONS)
+    if (longest is None) != (normalisation != "dr_grpo"):
+        raise ValueError(f"longest is {longest}; expected it exactly with normalisation='dr_grpo'. Pass it there.")
+    if longest is not None and longest < int(mask.sum(dim=1).max()):
+        raise ValueError(f"longest is {longest}, less than a path of {int(mask.sum(dim=1).max())}. Pass the largest.")
     if normalisation == "grpo":
         return (per_token.sum(dim=1) / mask.sum(dim=1)).mean()
     return per_token.sum() / (mask.sum() if longest is None else longest * len(mask))
@@ -517,35 +493,6 @@ def _normalised(per_token: Tensor, mask: Tensor, normalisation: str, longest: in
 def _pairs(pairs: Tensor, log_pi: Tensor) -> tuple[Tensor, Tensor]:
     integers = isinstance(pairs, Tensor) and pairs.dtype == torch.int64 and pairs.ndim == 2 and pairs.shape[1] == 2
     if not integers or not len(pairs) or bool(((pairs < 0) | (pairs >= len(log_pi))).any()):
-        raise ValueError(
-            f"pairs is {pairs}; expected [pairs, 2] of torch.int64, rows of a batch of {len(log_pi)}. Pass such rows."
-        )
+        expected = f"[pairs, 2] of torch.int64, rows of a batch of {len(log_pi)}. Pass such rows."
+        raise ValueError(f"pairs is {pairs}; expected {expected}")
     return pairs[:, 0], pairs[:, 1]
-
-
-def _check_option(name: str, given: object, known: tuple[str, ...]) -> None:
-    if given not in known:
-        raise ValueError(f"{name} is {given!r}; expected one of {known}. Choose one of these.")
-
-
-def _check_grpo(
-    kl_weight: float,
-    log_ref: Tensor | None,
-    options: Mapping[str, tuple[object, tuple[str, ...]]],
-    clip: tuple[float, float],
-    longest: int | None,
-    mask: Tensor,
-) -> None:
-    check_number("kl_weight", kl_weight, at_least=0)
-    for name, (given, known) in options.items():
-        _check_option(name, given, known)
-    for bound in clip:
-        check_number("clip", bound, above=0)
-    if (log_ref is None) != (kl_weight == 0):
-        raise ValueError(
-            f"kl_weight is {kl_weight}; expected it above 0 exactly with a log_ref. Pass both, or neither."
-        )
-    if (longest is None) != (options["normalisation"][0] != "dr_grpo"):
-        raise ValueError(f"longest is {longest}; expected it exactly with normalisation='dr_grpo'. Pass it there.")
-    if longest is not None and longest < int(mask.sum(dim=1).max()):
-        raise ValueError(f"longest is {longest}, less than a path of {int(mask.sum(dim=1).max())}. Pass the largest.")

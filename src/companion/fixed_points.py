@@ -24,7 +24,8 @@ p* for :func:`target`, beta for 1 / ``kl_weight``:
 ``log_ref`` and ``log_behaviour`` are laws of all paths, ``[paths]``, nats; ``log_reward`` is ``[paths]``; ``log_z``, c,
 what stands for log Z: a number or ``[paths]``, nats; ``steps`` ``[paths]``, integers, true lengths. Results are
 log-probabilities, ``[paths]``, unless said otherwise; all is float64. ``ValueError``: a wrong kind, shape or dtype,
-what is no law, not finite or out of range, and where there is no solution.
+what is no law, not finite or out of range, and where there is no solution. What names no source is ours. Chapters
+``what-your-loss-converges-to`` and, over a deviation, ``what-dividing-by-the-deviation-leaves``.
 """
 
 import math
@@ -36,6 +37,7 @@ from torch import Tensor
 
 from companion import mdp
 from companion.validation import (
+    check_choice,
     check_constant,
     check_counts,
     check_finite,
@@ -58,10 +60,7 @@ _HALVINGS, _POINTS, _PER_PATH = 80, 8001, "[paths], one entry per path"
 
 
 def target(log_ref: Tensor, log_reward: Tensor, *, beta: float) -> Tensor:
-    """Return p*, proportional to ``pi_ref exp(beta r)``; a reward may be -inf, unless all are.
-
-    Source: Korbak et al. (2022). Chapter ``what-your-loss-converges-to``.
-    """
+    """Return p*, proportional to ``pi_ref exp(beta r)``; r may be -inf, but not all. Source: Korbak et al. (2022)."""
     _check_law("log_ref", log_ref)
     check_number("beta", beta, above=0)
     check_fits("log_reward", log_reward, log_ref, log_ref.shape, _PER_PATH)
@@ -79,7 +78,7 @@ def stand_in(
     ``log u = s - W_0(lambda w e^s)`` with s = beta r - c, w = pi_ref / b (times ``steps``, by which each square is
     divided, if given), lambda from normalisation. For ``c <= log Z + log(1 + (e - 1) min p*)`` it is the only
     stationary point; beyond, others have one path on ``W_-1``, and this one ends, at the latest at ``log Z + 1``.
-    Source: Richemond et al. (2024), Proposition 1; Xu et al. (2026). Chapter ``what-your-loss-converges-to``.
+    Source: Richemond et al. (2024), Proposition 1; Xu et al. (2026).
     """
     tilt, log_weight = _tilt(log_ref, log_reward, log_z, beta), _log_weight(log_ref, log_behaviour)
     return _main_branch(log_ref, tilt, log_weight if steps is None else log_weight + _lengths(steps, log_ref).log())
@@ -91,8 +90,7 @@ def flipped_mean(
     """Return what ``(d + mean d)^2`` leads to off-policy, d = ``log(pi / pi_ref) - beta r``.
 
     It is :func:`stand_in` with c = f E_b d, solved for both: f = 1, or 3 for a mean that keeps its gradient
-    (``attached``); in batches of ``size`` (n - 1) / (n + 1) or 3 (n - 1) / (n + 3). Source: none, it is ours. Chapter
-    ``one-residual-many-names``.
+    (``attached``); in batches of ``size`` (n - 1) / (n + 1) or 3 (n - 1) / (n + 3). Source: none, it is ours.
     """
     tilt, log_weight = _tilt(log_ref, log_reward, 0.0, beta), _log_weight(log_ref, log_behaviour)
     check_kind("attached", attached, bool)
@@ -104,10 +102,7 @@ def flipped_mean(
 
 
 def inclusive_mean(beta: float, *, size: int) -> float:
-    """Return ``(1 - 1/n) beta``: what a mean of ``size`` rewards that has the path's own, but no KL, makes of beta.
-
-    Source: none, it is ours. Chapter ``what-your-loss-converges-to``.
-    """
+    """Return ``(1 - 1/n) beta``: what a mean of ``size`` rewards that has the path's own, but no KL, makes of beta."""
     check_number("beta", beta, above=0)
     check_positive_integers(size=size)
     return beta * (1 - 1 / size)
@@ -116,11 +111,10 @@ def inclusive_mean(beta: float, *, size: int) -> float:
 def length_normalised(
     log_ref: Tensor, log_reward: Tensor, steps: Tensor, *, beta: float, log_z: Number | None = None
 ) -> Tensor:
-    """Return the stationary point of ``(log Z + log(pi / pi_ref) / |y| - beta r)^2``.
+    """Return the stationary point of the loss of Zhu et al. (2025), ``(log Z + log(pi / pi_ref) / |y| - beta r)^2``.
 
     ``pi_ref exp(|y| (beta r - c))``, on- and off-policy, where log Z is learned or centred (``log_z`` None); with c
-    fixed, on-policy, ``pi_ref exp(|y| (beta r - c) + kappa |y|^2)``. Source: none for the point; the loss, Zhu et al.
-    (2025). Chapter ``what-your-loss-converges-to``.
+    fixed, on-policy, ``pi_ref exp(|y| (beta r - c) + kappa |y|^2)``.
     """
     lengths, tilt = _lengths(steps, log_ref), _tilt(log_ref, log_reward, 0.0 if log_z is None else log_z, beta)
     return _normalised(log_ref, lengths * tilt, lengths if log_z is None else lengths.square())
@@ -130,7 +124,6 @@ def residual_over_length(log_ref: Tensor, log_reward: Tensor, log_z: Number, ste
     """Return the on-policy stationary point of ``(c + log(pi / pi_ref) - beta r)^2 / |y|``, c fixed.
 
     ``pi_ref exp(beta r - c + kappa |y|)``; a learned log Z gives p*. Source: none, it is ours; the loss, OpenKimi.
-    Chapter ``what-your-loss-converges-to``.
     """
     return _normalised(log_ref, _tilt(log_ref, log_reward, log_z, beta), _lengths(steps, log_ref))
 
@@ -141,11 +134,11 @@ def per_step_kl(problem: mdp.Problem, *, kl_weight: float, estimator: str) -> Te
     At each state, with the policy's own plain Q: ``pi_ref exp(Q / alpha)`` for ``"k2"`` (and k3 times the ratio), the
     pole ``alpha pi_ref / (c - Q)``, c in ``(max Q, max Q + alpha]``, for ``"k3"``. Paths as
     :func:`companion.mdp.enumerate_paths` lists them; any graph will do. Source: Yao et al. (2026), the KL of later
-    steps that is missing; Vojnovic and Yun (2025), the pole. Chapter ``what-your-loss-converges-to``.
+    steps that is missing; Vojnovic and Yun (2025), the pole.
     """
     check_kind("problem", problem, mdp.Problem)
     check_number("kl_weight", kl_weight, above=0)
-    _check_option(estimator, ("k2", "k3"))
+    check_choice("estimator", estimator, ("k2", "k3"))
     check_finite("rewards", problem.rewards, "Leave edges out that are never taken.")
     log_ref, rewards = problem.log_ref.double(), problem.rewards.double()
     values, log_policy = torch.zeros(problem.n_states, dtype=torch.float64), torch.empty_like(log_ref)
@@ -169,19 +162,17 @@ def standardised_success(
     that the statistics are of, 0 for the population; ``correction`` 1 divides by n - 1; ``epsilon`` is added to the
     deviation: with it, or in groups, p = 1 repels, though the last p may round to it, and zeros are sought on a grid.
     ``stable`` and ``unstable`` for the gradient's flow, ascending. Source: Mroueh (2025); Vojnovic and Yun (2025).
-    Chapter ``what-dividing-by-the-deviation-leaves``.
     """
     logit = _check_success(success)
-    _check_option(estimator, ("reverse", "k3"))
+    check_choice("estimator", estimator, ("reverse", "k3"))
     check_number("kl_weight", kl_weight, above=0, at_most=1e100)
     check_number("epsilon", epsilon, at_least=0)
     check_counts(group=group, correction=correction)
     check_number("correction", correction, at_most=1 if group else 0)
     finite = bool(group or epsilon)
     if group == 1 or (finite and estimator == "k3"):
-        raise ValueError(
-            f"group is {group}, epsilon {epsilon}; expected groups of 2 or more, none with k3. Pass others."
-        )
+        expected = "groups of 2 or more, none with k3. Pass others."
+        raise ValueError(f"group is {group}, epsilon {epsilon}; expected {expected}")
     if estimator == "k3":
         root = math.sqrt(1 + 4 * kl_weight**2 * success * (1 - success))
         return {"stable": [(1 + 2 * kl_weight**2 * success + root) / (2 + 2 * kl_weight**2)], "unstable": []}
@@ -200,8 +191,7 @@ def standardised_success(
 def critical_kl_weight(success: float) -> float:
     """Return the weight of the KL below which p = 1 is all that is left of :func:`standardised_success`, population.
 
-    ``sinh(x/2)`` at ``(x - logit q) tanh(x/2) = 2``, where the stable and the unstable point meet. Source: none, it is
-    ours; the equation, Mroueh (2025). Chapter ``what-dividing-by-the-deviation-leaves``.
+    ``sinh(x/2)`` at ``(x - logit q) tanh(x/2) = 2``, where two points meet; the equation is that of Mroueh (2025).
     """
     logit = _check_success(success)
     low = max(logit, 0.0)
@@ -214,16 +204,14 @@ def standardised_tilts(
     """Return each B between the ascending ``tilts`` with ``B sigma(B) = 1 / alpha``, for rewards over their deviation.
 
     sigma(B) is the deviation of r under ``pi_ref exp(B r)``, which is then a fixed point. ``stable`` and ``unstable``
-    for the *natural* gradient's flow; B to infinity attracts too. Source: none, it is ours. Chapter
-    ``what-dividing-by-the-deviation-leaves``.
+    for the *natural* gradient's flow; B to infinity attracts too. Source: none, it is ours.
     """
     _tilt(log_ref, log_reward, 0.0, 1.0)  # only to check
     check_number("kl_weight", kl_weight, above=0)
     check_kind("tilts", tilts, Tensor)
     if tilts.ndim != 1 or tilts.dtype != torch.float64 or not bool((tilts > 0).all() & (tilts.diff() > 0).all()):
-        raise ValueError(
-            f"tilts is {tuple(tilts.shape)}; expected [points], float64, positive, ascending. Pass a grid."
-        )
+        expected = "[points], float64, positive, ascending. Pass a grid."
+        raise ValueError(f"tilts is {tuple(tilts.shape)}; expected {expected}")
 
     def excess(tilt: Tensor) -> Tensor:
         law = (log_ref + tilt[:, None] * log_reward).softmax(dim=1)
@@ -236,8 +224,7 @@ def standardised_tilts(
 def log_lambert_w(x: Tensor, *, negative: bool = False) -> Tensor:
     """Return ``log W_0(exp(x))``, or with ``negative`` ``log(-W_0(-exp(x)))``, for x <= -1, where ``W_-1`` begins.
 
-    The root of ``l + exp(l) = x``, or of ``l - exp(l) = x``; any shape. Source: none, it is Newton's method. Chapter
-    ``what-your-loss-converges-to``.
+    The root of ``l + exp(l) = x``, or of ``l - exp(l) = x``; any shape. Source: none, it is Newton's method.
     """
     check_kind("x", x, Tensor)
     check_finite("x", x, "Leave these out.")
@@ -276,10 +263,8 @@ def _main_branch(log_ref: Tensor, tilt: Tensor, log_weight: Tensor, feedback: fl
         return sign * float(torch.logsumexp(law(own), dim=0))
 
     if sign < 0 and (gap < -1 or (feedback > 0 and top < math.log(feedback)) or excess(0.0) > 0):
-        raise ValueError(
-            f"log Z - c is {gap:g}, too little for a solution on W_0; expected more. Pass a lower log_z, or another "
-            "behaviour: one path would lie on W_-1, and several minima can coexist."
-        )
+        mend = "Pass a lower log_z, or another behaviour: one path would lie on W_-1, and several minima can coexist."
+        raise ValueError(f"log Z - c is {gap:g}, too little for a solution on W_0; expected more. {mend}")
     most = math.log((gap + top - float(height.min())) / (1 - feedback)) if sign > 0 else 0.0
     return law(_bisect(excess, math.log(abs(gap)), most))
 
@@ -352,9 +337,8 @@ def _tilt(log_ref: Tensor, log_reward: Tensor, log_z: Number, beta: float) -> Te
 def _lengths(steps: Tensor, log_ref: Tensor) -> Tensor:
     check_kind("steps", steps, Tensor)
     if steps.dtype not in (torch.int32, torch.int64) or steps.shape != log_ref.shape or bool((steps < 1).any()):
-        raise ValueError(
-            f"steps is {tuple(steps.shape)}; expected {_PER_PATH}, integers, 1 or more. Pass true lengths."
-        )
+        expected = f"{_PER_PATH}, integers, 1 or more. Pass true lengths."
+        raise ValueError(f"steps is {tuple(steps.shape)}; expected {expected}")
     return steps.double()
 
 
@@ -371,11 +355,6 @@ def _check_law(name: str, law: Tensor) -> None:
     check_constant(**{name: law})
     check_finite(name, law, "Leave paths out that cannot occur.")
     check_law(name, law.exp(), 1e-9)
-
-
-def _check_option(estimator: str, known: tuple[str, ...]) -> None:
-    if estimator not in known:
-        raise ValueError(f"estimator is {estimator!r}; expected one of {known}. Choose one of these.")
 
 
 def _check_success(success: float) -> float:

@@ -1,11 +1,9 @@
 """Finite-horizon problems with deterministic transitions, solved exactly: the ground truth of every other module.
 
-A problem is a rooted, directed, acyclic graph. A state is a node, an action is the choice of an outgoing edge, and a
-path runs from the root, state 0, to a state without outgoing edges. Each edge has a reward and a probability under the
-reference policy. Soft values and the optimal policy come from dynamic programming; all paths are listed; expectations
-are sums over that list. Nothing is sampled unless :func:`draw` is asked to. Introduced in chapters
-``a-sampler-is-a-policy`` and ``kl-regularised-rl``. Sources: the soft Bellman equation in Nachum et al. (2017a, 2017b)
-and Levine (2018).
+A problem is a rooted, acyclic graph: a state is a node, an action the choice of an outgoing edge, and a path runs from
+the root, state 0, to a state without outgoing edges. Each edge has a reward and a probability under the reference
+policy. Values come from dynamic programming, expectations from a list of all paths; only :func:`draw` samples. Chapters
+``a-sampler-is-a-policy`` and ``kl-regularised-rl``. Sources: Nachum et al. (2017a, 2017b) and Levine (2018).
 """
 
 import math
@@ -16,26 +14,29 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from companion.validation import check_generator, check_kind, check_law, check_number, check_positive_integers
+from companion.validation import (
+    check_generator,
+    check_kind,
+    check_law,
+    check_number,
+    check_positive_integers,
+    check_tensor,
+    check_weights,
+)
 
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """A rooted, acyclic graph with a reference policy and a reward on each edge.
-
-    Build one with :func:`from_edges`, :func:`tree` or :func:`lattice`, and change it with :meth:`with_reference`,
-    :meth:`with_rewards` and :meth:`with_log_reward`.
+    """A rooted, acyclic graph with a reference policy and a reward on each edge; :func:`from_edges` builds one.
 
     Attributes:
-        source: ``[edges]``, int64; the state each edge leaves, in ascending order. States are numbered so that every
-            edge leads to a higher number; 0 is the root.
+        source: ``[edges]``, int64, ascending; the state each edge leaves. All lead to higher numbers; 0 is the root.
         target: ``[edges]``, int64; the state each edge enters.
         log_ref: ``[edges]``, nats; log pi_ref of each edge, normalised over the edges that leave a state.
         rewards: ``[edges]``; R of each edge, -inf where r(x) = 0.
 
     Raises ``ValueError`` for a graph that is cyclic, disconnected or has a double edge, a reference that is not
-    normalised, or a reward that is NaN or +inf. Source: the setting of Deleu et al. (2025). Introduced in chapter
-    ``a-sampler-is-a-policy``.
+    normalised, or a reward that is NaN or +inf. Source: Deleu et al. (2025). Chapter ``a-sampler-is-a-policy``.
     """
 
     source: Tensor
@@ -45,10 +46,8 @@ class Problem:
 
     def __post_init__(self) -> None:
         _check_graph(self.source, self.target)
-        for name in ("log_ref", "rewards"):
-            self._check_edges(name, getattr(self, name))
-        if self.log_ref.dtype != self.rewards.dtype:
-            raise ValueError(f"log_ref is {self.log_ref.dtype}, rewards {self.rewards.dtype}; expected one dtype.")
+        self._check_edges("log_ref", self.log_ref)
+        self._check_edges("rewards", self.rewards)
         if not bool(self.log_ref.isfinite().all()):
             raise ValueError("log_ref holds infinite or NaN values; expected finite ones. Leave impossible edges out.")
         if bool((self.rewards.isnan() | self.rewards.isposinf()).any()):
@@ -111,50 +110,32 @@ class Problem:
         return replace(self, rewards=rewards)
 
     def with_log_reward(self, log_reward: Tensor) -> "Problem":
-        """Return the problem with reward log r(x) on the edges that enter x and zero elsewhere.
-
-        ``log_reward`` is ``[terminals]``, in the order of :attr:`terminals`. Raises ``ValueError``.
-        """
-        if not isinstance(log_reward, Tensor) or log_reward.shape != self.terminals.shape:
-            given = tuple(log_reward.shape) if isinstance(log_reward, Tensor) else type(log_reward).__name__
-            raise ValueError(
-                f"log_reward is {given}; expected {tuple(self.terminals.shape)}, "
-                "one entry per terminal state. Order it as problem.terminals."
-            )
+        """Return the problem with log r(x), ``[terminals]``, on edges into x and 0 elsewhere. Raises ``ValueError``."""
+        rule = f"floats, ({len(self.terminals)},), one entry per terminal state. Order it as problem.terminals."
+        check_tensor("log_reward", log_reward, (len(self.terminals),), rule)
         by_state = torch.zeros(self.n_states, dtype=log_reward.dtype)
         by_state[self.terminals] = log_reward
         return replace(self, rewards=by_state[self.target])
 
     def _check_edges(self, name: str, value: Tensor) -> None:
-        if not isinstance(value, Tensor) or value.shape != self.source.shape or not value.is_floating_point():
-            shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(
-                f"{name} is {shape}; expected a floating-point tensor of shape {tuple(self.source.shape)}, "
-                "one entry per edge. Order it as problem.source and problem.target."
-            )
-
-    def _check_same_dtype(self, name: str, value: Tensor) -> None:
-        self._check_edges(name, value)
+        rule = f"floats, ({len(self.source)},), one entry per edge. Order it as problem.source and problem.target."
+        check_tensor(name, value, (len(self.source),), rule)
         if value.dtype != self.log_ref.dtype:
             raise ValueError(f"{name} is {value.dtype}; expected {self.log_ref.dtype} as log_ref. Convert one of them.")
 
     def _check_policy(self, name: str, value: Tensor) -> None:
-        self._check_same_dtype(name, value)
+        self._check_edges(name, value)
         total = _logsumexp_by_source(self, value.detach())[~self.terminal]
         slack = 16 * torch.finfo(value.dtype).eps * (8 + self.out_degree[~self.terminal].sqrt())
         if not bool((total.abs() <= slack).all()):
-            raise ValueError(
-                f"{name} sums to a log-probability of {total[total.abs().argmax()].item():.3g} at some state; expected "
-                "0 at each, to rounding. Normalise it with companion.mdp.log_softmax."
-            )
+            given = f"a log-probability of {total[total.abs().argmax()].item():.3g} at some state"
+            mend = "Normalise it with companion.mdp.log_softmax."
+            raise ValueError(f"{name} sums to {given}; expected 0 at each, to rounding. {mend}")
 
 
 @dataclass(frozen=True, eq=False)
 class Solution:
-    """The exact solution of a problem.
-
-    ``values`` is V*(s), ``[states]``, in units of reward, 0 at ends; ``log_policy``, ``[edges]``, nats, is optimal.
-    """
+    """The exact solution: ``values``, V*(s), ``[states]``, in units of reward; ``log_policy``, ``[edges]``, in nats."""
 
     values: Tensor
     log_policy: Tensor
@@ -173,14 +154,10 @@ class Paths:
     states: Tensor
 
     def __post_init__(self) -> None:
-        for name, value in (("edges", self.edges), ("states", self.states)):
-            if not isinstance(value, Tensor) or value.dtype != torch.int64 or value.ndim != 2:
-                raise ValueError(f"{name} is no int64 matrix; expected one row per path. Use enumerate_paths.")
-        if self.states.shape != (len(self.edges), self.edges.shape[1] + 1):
-            raise ValueError(
-                f"edges has shape {tuple(self.edges.shape)}, states {tuple(self.states.shape)}; expected a state more "
-                "than edges in each row. Use enumerate_paths."
-            )
+        check_tensor("edges", self.edges, (None, None), "int64, a row per path. Use enumerate_paths.", torch.int64, 0)
+        shape = (len(self.edges), self.edges.shape[1] + 1)
+        rule = f"int64, {shape}, a state more than edges in each row. Use enumerate_paths."
+        check_tensor("states", self.states, shape, rule, torch.int64)
 
     @property
     def ends(self) -> Tensor:
@@ -236,16 +213,11 @@ def tree(branching: int, steps: int) -> Problem:
     """
     check_positive_integers(branching=branching, steps=steps)
     inner = sum(branching**t for t in range(steps))
-    source = torch.arange(inner).repeat_interleave(branching)
-    log_ref = torch.full((len(source),), -math.log(branching), dtype=torch.float64)
-    return Problem(source, torch.arange(1, len(source) + 1), log_ref, torch.zeros_like(log_ref))
+    return from_edges([(s, branching * s + action) for s in range(inner) for action in range(1, branching + 1)])
 
 
 def lattice(steps: int) -> Problem:
-    """Return the graph of ``steps`` binary moves whose state is (time, ups): steps-choose-x paths lead to x ups.
-
-    Uniform reference, no reward, float64. Raises ``ValueError`` unless ``steps`` is a positive integer.
-    """
+    """Return the graph of ``steps`` binary moves, states being (time, ups); else as :func:`tree`."""
     check_positive_integers(steps=steps)
 
     def number(time: int, ups: int) -> int:
@@ -257,10 +229,7 @@ def lattice(steps: int) -> Problem:
 
 
 def small_graph() -> Problem:
-    """Return the book's running example: ten states, and nine paths of two or three steps that part and meet again.
-
-    Uniform reference, no reward, float64.
-    """
+    """Return the running example: ten states, nine paths of two or three steps; uniform reference, no reward."""
     first = [(0, 1), (0, 2), (0, 3)]
     middle = [(1, 4), (1, 5), (2, 5), (2, 6), (3, 6), (3, 9)]
     return from_edges(first + middle + [(4, 7), (4, 8), (5, 8), (6, 8), (6, 9)])
@@ -288,12 +257,14 @@ def log_softmax(problem: Problem, logits: Tensor) -> Tensor:
     Raises ``ValueError`` for logits of another shape, NaN or +inf, or a state all of whose logits are -inf.
     """
     check_kind("problem", problem, Problem)
-    problem._check_same_dtype("logits", logits)
+    problem._check_edges("logits", logits)
     if bool((logits.isnan() | logits.isposinf()).any()):
         raise ValueError("logits hold NaN or +inf; expected finite values, or -inf for an edge never taken. Mend them.")
     if bool((_logsumexp_by_source(problem, logits.detach())[~problem.terminal] == -math.inf).any()):
         raise ValueError("All logits of some state are -inf; expected one finite logit in each. Leave an edge open.")
-    shifted = logits - _max_by_source(problem, logits)[problem.source]  # first, so that large logits lose no digits
+    shifted = (
+        logits - _max(logits, problem.source, problem.n_states)[problem.source]
+    )  # first, so that large logits lose no digits
     return shifted - _logsumexp_by_source(problem, shifted)[problem.source]
 
 
@@ -301,18 +272,17 @@ def solve(problem: Problem, *, kl_weight: float, entropy_weight: float = 0.0, ga
     """Return soft values and the optimal policy by backward induction.
 
     Args:
-        problem: rewards of -inf are allowed; where no path from a state has a finite return, its value is -inf and
-            its policy, which is never used, is the reference.
+        problem: rewards may be -inf; of a state without a finite return the value is -inf, the policy the reference.
         kl_weight: lambda, the weight of the KL to the reference, >= 0.
         entropy_weight: eta, the weight of the entropy, >= 0; the two sum to alpha > 0.
         gamma: discount, ``0 < gamma <= 1``.
 
-    Raises ``ValueError`` for a weight or a discount out of range, or weights so small that rewards divided by them
-    overflow. Source: Nachum et al. (2017b), the optimal values of the relative-entropy-regularised problem. Derived in
-    chapter ``kl-regularised-rl``.
+    Raises ``ValueError`` for a number out of range, or weights so small that rewards over them overflow. Source: Nachum
+    et al. (2017b), the relative-entropy-regularised problem. Derived in chapter ``kl-regularised-rl``.
     """
     check_kind("problem", problem, Problem)
-    alpha = _check_weights(kl_weight, entropy_weight, gamma)
+    check_weights(kl_weight, entropy_weight, gamma)
+    alpha = kl_weight + entropy_weight
     values = torch.zeros(problem.n_states, dtype=problem.rewards.dtype)
     gains = torch.full_like(problem.rewards, -math.inf)
     for edges in problem.levels:
@@ -332,15 +302,12 @@ def solve(problem: Problem, *, kl_weight: float, entropy_weight: float = 0.0, ga
 def evaluate(
     problem: Problem, log_policy: Tensor, *, kl_weight: float, entropy_weight: float = 0.0, gamma: float = 1.0
 ) -> Tensor:
-    """Return the regularised value of each state under a given policy: J is the entry of the root.
+    """Return the regularised value of each state under a policy, ``[states]``, in units of reward: J is the root's.
 
-    ``log_policy`` is ``[edges]``, normalised. Weights and discount as in :func:`solve`, except that they may all be
-    zero, which gives the plain return. Result: ``[states]``, in units of reward. Source: the policy's own Bellman
-    equation, Nachum et al. (2017b). Derived in chapter ``kl-regularised-rl``.
+    ``log_policy`` is ``[edges]``, normalised. Weights and discount as in :func:`solve`, but all weights may be zero,
+    for the plain return. Source: Nachum et al. (2017b). Derived in chapter ``kl-regularised-rl``.
     """
-    check_number("kl_weight", kl_weight, at_least=0)
-    check_number("entropy_weight", entropy_weight, at_least=0)
-    check_number("gamma", gamma, above=0, at_most=1)
+    check_weights(kl_weight, entropy_weight, gamma, may_vanish=True)
     check_kind("problem", problem, Problem)
     problem._check_policy("log_policy", log_policy)
     used = log_policy.exp() > 0  # 0 log 0 = 0: an action never taken costs and earns nothing, whatever its reward
@@ -359,9 +326,8 @@ def enumerate_paths(problem: Problem, *, limit: int = 10_000_000) -> Paths:
     check_positive_integers(limit=limit)
     total = count_paths(problem)
     if total > limit:
-        raise ValueError(
-            f"The problem has {total} paths; expected at most {limit}. Raise limit, or take a smaller one."
-        )
+        expected = f"at most {limit}. Raise limit, or take a smaller one."
+        raise ValueError(f"The problem has {total} paths; expected {expected}")
     edges = torch.empty(1, 0, dtype=torch.int64)
     states = torch.zeros(1, 1, dtype=torch.int64)
     for _ in problem.levels:
@@ -395,10 +361,7 @@ def path_counts(problem: Problem) -> Tensor:
 
 
 def visit_log_prob(problem: Problem, log_policy: Tensor) -> Tensor:
-    """Return log p(s), the log-probability that a path of this policy visits each state, ``[states]``, nats.
-
-    At terminal states it is the sampler's log-marginal log p(x). It runs forward over the graph, without listing paths.
-    """
+    """Return log p(s), that a path of this policy visits each state: ``[states]``, nats; log p(x) at the ends."""
     check_kind("problem", problem, Problem)
     problem._check_policy("log_policy", log_policy)
     visits = torch.zeros(problem.n_states, dtype=log_policy.dtype)
@@ -417,8 +380,7 @@ def marginal(problem: Problem, paths: Paths, log_prob: Tensor) -> Tensor:
     order of :attr:`Problem.terminals`. Raises ``ValueError`` for another shape, no law, or paths of another problem.
     """
     check_kind("problem", problem, Problem)
-    _check_paths("log_prob", log_prob, paths)
-    _check_law("log_prob", log_prob)
+    _check_law("log_prob", log_prob, paths)
     if bool((paths.ends >= problem.n_states).any()) or not bool(problem.terminal[paths.ends].all()):
         raise ValueError("A path ends where the problem goes on; expected its own paths. List them again.")
     by_state = torch.zeros(problem.n_states, dtype=log_prob.dtype).index_add(0, paths.ends, log_prob.exp())
@@ -432,13 +394,10 @@ def expectation(values: Tensor, log_behaviour: Tensor) -> Tensor:
     sums to probability 1. Raises ``ValueError`` for shapes that do not fit, what is no law, or values without a mean.
     """
     check_kind("values", values, Tensor)
-    check_kind("log_behaviour", log_behaviour, Tensor)
-    if log_behaviour.ndim != 1 or values.shape[:1] != log_behaviour.shape or values.dtype != log_behaviour.dtype:
-        raise ValueError(
-            f"values is {tuple(values.shape)} {values.dtype} and log_behaviour {tuple(log_behaviour.shape)} "
-            f"{log_behaviour.dtype}; expected [paths, ...] and [paths], of one dtype. List all paths in both."
-        )
     _check_law("log_behaviour", log_behaviour)
+    if values.shape[:1] != log_behaviour.shape or values.dtype != log_behaviour.dtype:
+        expected = f"[paths, ...] of {log_behaviour.dtype}, paths being {len(log_behaviour)}. List all paths in both."
+        raise ValueError(f"values is {tuple(values.shape)} {values.dtype}; expected {expected}")
     law = log_behaviour.exp()
     possible = (law > 0).reshape(-1, *[1] * (values.ndim - 1))  # 0 times infinity is 0: the path never happens
     mean: Tensor = torch.tensordot(law, torch.where(possible, values, torch.zeros_like(values)), dims=1)
@@ -448,37 +407,26 @@ def expectation(values: Tensor, log_behaviour: Tensor) -> Tensor:
 
 
 def draw(paths: Paths, log_behaviour: Tensor, n: int, generator: torch.Generator) -> Paths:
-    """Draw ``n`` paths with replacement from a law over all paths, ``[paths]``, nats.
-
-    Raises ``ValueError`` where ``n`` is not a positive integer, the law does not sum to one, or there is no generator.
-    """
+    """Draw ``n`` paths with replacement from a law over all, ``[paths]``, nats; ``ValueError`` as :func:`marginal`."""
     check_positive_integers(n=n)
     check_generator(generator)
-    _check_paths("log_behaviour", log_behaviour, paths)
-    _check_law("log_behaviour", log_behaviour)
+    _check_law("log_behaviour", log_behaviour, paths)
     return paths.select(torch.multinomial(log_behaviour.exp(), n, replacement=True, generator=generator))
 
 
 def enumerate_batches(log_behaviour: Tensor, size: int, *, limit: int = 1_000_000) -> tuple[Tensor, Tensor]:
     """Return every ordered batch of ``size`` paths drawn with replacement, and its log-probability.
 
-    ``log_behaviour``, ``[paths]``, nats, is the law of one path, and sums to probability 1; ``size`` is at least 1;
-    ``limit`` is the most entries, batches times size, to list. Returns ``[batches, size]``, int64, for
-    :meth:`Paths.select`; and ``[batches]``, nats, which sum to probability 1: so :func:`expectation` gives the exact
-    mean of whatever is computed from a batch. Keeps gradients. Raises ``ValueError`` for what is no law over paths, a
-    size that is not a positive integer, or too many batches. Source: none, it is a list. Used in chapter
-    ``on-policy-rtb-is-reinforce``.
+    ``log_behaviour``, ``[paths]``, nats, is the law of one path; ``limit`` is the most entries, batches times size, to
+    list. Returns ``[batches, size]``, int64, for :meth:`Paths.select`; and ``[batches]``, nats, of which
+    :func:`expectation` makes the exact mean of what is computed from a batch. Keeps gradients. Raises ``ValueError``
+    for what is no law, no positive size, or too many batches. Used in chapter ``on-policy-rtb-is-reinforce``.
     """
     check_positive_integers(size=size, limit=limit)
-    if not isinstance(log_behaviour, Tensor) or log_behaviour.ndim != 1 or not log_behaviour.is_floating_point():
-        shape = tuple(log_behaviour.shape) if isinstance(log_behaviour, Tensor) else type(log_behaviour).__name__
-        raise ValueError(f"log_behaviour is {shape}; expected a floating-point [paths] tensor. Pass paths' law.")
     _check_law("log_behaviour", log_behaviour)
     if math.log(size) + size * math.log(len(log_behaviour)) > math.log(limit) + 1e-9:
-        raise ValueError(
-            f"There are {len(log_behaviour)}^{size} batches of {size}; expected at most {limit} entries. Raise limit, "
-            "or take smaller batches."
-        )
+        expected = f"at most {limit} entries. Raise limit, or take smaller batches."
+        raise ValueError(f"There are {len(log_behaviour)}^{size} batches of {size}; expected {expected}")
     everyone = torch.arange(len(log_behaviour))
     index = torch.cartesian_prod(*[everyone] * size).reshape(-1, size)
     return index, log_behaviour[index].sum(dim=1)
@@ -497,63 +445,39 @@ def _max(values: Tensor, group: Tensor, size: int) -> Tensor:
     return torch.where(most.isfinite(), most, torch.zeros_like(most))
 
 
-def _max_by_source(problem: Problem, by_edge: Tensor) -> Tensor:
-    return _max(by_edge, problem.source, problem.n_states)
-
-
 def _logsumexp_by_source(problem: Problem, by_edge: Tensor) -> Tensor:
     return _logsumexp(by_edge, problem.source, problem.n_states)
-
-
-def _check_weights(kl_weight: float, entropy_weight: float, gamma: float) -> float:
-    check_number("kl_weight", kl_weight, at_least=0)
-    check_number("entropy_weight", entropy_weight, at_least=0)
-    check_number("kl_weight + entropy_weight", kl_weight + entropy_weight, above=0)
-    check_number("gamma", gamma, above=0, at_most=1)
-    return kl_weight + entropy_weight
-
-
-def _check_paths(name: str, value: Tensor, paths: Paths) -> None:
-    check_kind("paths", paths, Paths)
-    check_kind(name, value, Tensor)
-    if value.shape != (len(paths),):
-        raise ValueError(f"{name} has shape {tuple(value.shape)}; expected ({len(paths)},), one entry per path.")
 
 
 def _check_entries(name: str, value: Tensor, index: Tensor) -> None:
     needed = int(index.max()) + 1 if index.numel() else 0
     if not isinstance(value, Tensor) or value.ndim != 1 or len(value) < needed:
         given = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        raise ValueError(
-            f"{name} is {given}; expected a tensor of at least {needed} entries, one for each of the problem. Order it "
-            "as the problem has them."
-        )
+        expected = f"a tensor of at least {needed} entries, one for each of the problem"
+        mend = "Order it as the problem has them."
+        raise ValueError(f"{name} is {given}; expected {expected}. {mend}")
 
 
-def _check_law(name: str, log_prob: Tensor) -> None:
-    if not log_prob.is_floating_point():
-        raise ValueError(f"{name} is {log_prob.dtype}; expected log-probabilities. Convert it with .double().")
+def _check_law(name: str, log_prob: Tensor, paths: Paths | None = None) -> None:
+    if paths is not None:
+        check_kind("paths", paths, Paths)
+    size = None if paths is None else len(paths)
+    check_tensor(name, log_prob, (size,), f"floats, [{size or 'paths'}], one entry per path. Pass the law of all.")
     law = log_prob.detach().exp()
     largest = log_prob.detach()[law > 0].abs().max() if bool((law > 0).any()) else torch.ones(())
     check_law(name, law, (64 + len(law)) * torch.finfo(law.dtype).eps * max(1.0, float(largest)))
 
 
 def _check_graph(source: Tensor, target: Tensor) -> None:
-    if not all(isinstance(ends, Tensor) and ends.dtype == torch.int64 for ends in (source, target)):
-        raise ValueError("source and target are no int64 tensors; expected [edges] of each. Use from_edges.")
-    if source.ndim != 1 or source.shape != target.shape or len(source) == 0:
-        raise ValueError(
-            f"source and target have shapes {tuple(source.shape)} and {tuple(target.shape)}; expected two equal "
-            "[edges], not empty. Give each edge once in both."
-        )
+    check_tensor("source", source, (None,), "int64 [edges], not empty. Use from_edges.", torch.int64)
+    rule = f"int64 ({len(source)},), as source. Give each edge once in both."
+    check_tensor("target", target, (len(source),), rule, torch.int64)
     if bool((source < 0).any()) or bool((target <= source).any()):
         raise ValueError("An edge does not lead to a higher number; expected source < target. Renumber the states.")
     if bool((source.diff() < 0).any()):
         raise ValueError("source is not in ascending order; expected the edges of a state together. Use from_edges.")
     if len(torch.unique(source * (int(target.max()) + 1) + target)) < len(source):
         raise ValueError("Two edges join the same states; expected one: an action is the choice of the next state.")
-    reached = torch.zeros(int(target.max()) + 1, dtype=torch.bool)
-    reached[target] = True
-    if not bool(reached[1:].all()):
-        orphan = int((~reached[1:]).nonzero()[0]) + 1
-        raise ValueError(f"No edge leads to state {orphan}; expected every state but the root to be reached. Renumber.")
+    orphans = sorted(set(range(1, int(target.max()) + 1)) - set(target.tolist()))
+    if orphans:
+        raise ValueError(f"No edge leads to state {orphans[0]}; expected every state but the root reached. Renumber.")

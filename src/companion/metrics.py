@@ -1,8 +1,7 @@
 """How near a sampler is to its target: measures that a collapsed model cannot fool, and the bounds on log Z.
 
 A sampler that keeps one mode of many has a *higher* mean reward than the right one, and an effective sample size that
-need not look worse. So these compare whole distributions: the weights of the modes, two clouds of points, and the EUBO,
-which needs paths of the target and sees what the sampler forgot. Used in chapter ``twenty-five-modes-to-nine``.
+need not look worse. So these compare whole distributions. Used in chapter ``twenty-five-modes-to-nine``.
 """
 
 import math
@@ -16,9 +15,9 @@ from companion.validation import (
     check_generator,
     check_kind,
     check_law,
-    check_matrix,
     check_minus_infinity_only,
     check_positive_integers,
+    check_tensor,
 )
 
 #: How far a law may sum from one: seven digits are stored, and float32 has no more.
@@ -28,11 +27,10 @@ _SLACK = 1e-5
 def mode_weights(points: Tensor, mixture: GaussianMixture) -> Tensor:
     """Return the share of the points, ``[n, dim]``, nearest to each mean of a mixture: ``[components]``, sum 1.
 
-    Raises ``ValueError`` for no points, points of another shape or dtype, or some that are not finite. Source: the
-    illustrative example of Venkatraman et al. (2024). Used in chapter ``twenty-five-modes-to-nine``.
+    Raises ``ValueError`` for points of another shape or dtype, none, or not finite. Source: Venkatraman et al. (2024).
     """
     check_kind("mixture", mixture, GaussianMixture)
-    check_matrix("points", points, "[n, dim]")
+    check_tensor("points", points, (None, None), "floats, [n, dim], not empty. Pass one per row.")
     counts = torch.bincount(mixture.nearest(points), minlength=len(mixture.means))
     return counts.to(points.dtype) / len(points)
 
@@ -46,10 +44,7 @@ def total_variation(p: Tensor, q: Tensor) -> Tensor:
 
 
 def kl_divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """Return KL(p, q) of two laws over the same, listed outcomes, ``[outcomes]`` in nats; 0 log 0 is 0.
-
-    Raises ``ValueError`` for what is no law, to five digits, or two that do not fit.
-    """
+    """Return KL(p, q) of laws over listed outcomes, ``[outcomes]``, nats; 0 log 0 is 0; misfits: ``ValueError``."""
     check_kind("log_p", log_p, Tensor)
     check_kind("log_q", log_q, Tensor)
     p = log_p.exp()
@@ -64,11 +59,10 @@ def sliced_wasserstein(x: Tensor, y: Tensor, generator: torch.Generator, *, proj
 
     The root of the mean, over random directions, of the squared 2-Wasserstein distance of the projections. Two samples
     of one law have a distance above zero, the noise floor: report it beside. Raises ``ValueError`` for no points,
-    clouds that do not fit, or points that are not finite. Source: standard; the optimal coupling on a line sorts both
-    sides. Used in chapter ``twenty-five-modes-to-nine``.
+    clouds that do not fit, or points that are not finite. Source: standard.
     """
     for name, cloud in (("x", x), ("y", y)):
-        check_matrix(name, cloud, "[n, dim]")
+        check_tensor(name, cloud, (None, None), "floats, [n, dim], not empty. Pass one per row.")
         check_finite(name, cloud, "Leave out the points of a sampler that diverged, or mend it.")
     _check_same(x=x, y=y)
     check_generator(generator)
@@ -95,10 +89,7 @@ def effective_sample_size(log_weight: Tensor) -> Tensor:
 
 
 def _check_log_weight(log_weight: Tensor) -> None:
-    right = isinstance(log_weight, Tensor) and log_weight.is_floating_point()
-    if not right or log_weight.ndim != 1 or len(log_weight) == 0:
-        shape = tuple(log_weight.shape) if isinstance(log_weight, Tensor) else type(log_weight).__name__
-        raise ValueError(f"log_weight is {shape}; expected [n], one log-weight per path. Take a sampler's.")
+    check_tensor("log_weight", log_weight, (None,), "floats, [n], one log-weight per path. Take a sampler's.")
     check_minus_infinity_only("log_weight", log_weight)
     if bool(log_weight.isneginf().all()):
         raise ValueError("log_weight is -inf throughout; expected one path whose weight is not zero. Draw more paths.")

@@ -1,10 +1,8 @@
 """What is trained towards: one frozen dataclass for each objective, over the pure losses of the book.
 
-Each class names the numbers that its loss needs and calls the pure function that states it; no residual is written a
-second time. What some learn beside the policy, log Z, V(s_0) or a baseline, is one number for all paths, a table over
-conditions, or a module of yours. A new objective is a new class with the same two methods, in any file. Chapter
-on-policy-rtb-is-reinforce derives the gradients, off-policy-the-same-optimum says where they vanish, and
-estimators-and-the-design-space sets them side by side.
+Each class names the numbers that its loss needs and calls the pure function that states it, with source and chapter.
+What some learn beside the policy, log Z, V(s_0) or a baseline, is one number for all paths, a table over conditions, or
+a module of yours. A new objective is a new class with the same two methods, in any file.
 """
 
 from collections.abc import Sequence
@@ -17,7 +15,16 @@ from torch import Tensor
 from companion import reinforce, rtb, trust_pcl
 from companion.plain import storable
 from companion.samplers.batch import Batch
-from companion.validation import check_counts, check_number, check_per_path, check_positive_integers
+from companion.validation import (
+    check_choice,
+    check_counts,
+    check_number,
+    check_per_path,
+    check_positive_integers,
+    check_range,
+    check_tensor,
+    check_weights,
+)
 
 
 class Objective(Protocol):
@@ -52,10 +59,7 @@ class Scalar:
 @storable
 @dataclass(frozen=True)
 class Table:
-    """One number, ``start`` at first, for each of ``conditions``, which the ``group`` of a batch counts from 0.
-
-    Raises ``ValueError`` for a batch without groups, or with one that the table does not have.
-    """
+    """One number, ``start`` at first, for each of ``conditions``: a batch's ``group``, from 0, or a ``ValueError``."""
 
     conditions: int
     start: float = 0.0
@@ -72,21 +76,14 @@ class Table:
         """Return each path's number, ``[batch]``."""
         if batch.group is None:
             raise ValueError("The batch has no group; expected one per path. Draw it from a sampler of conditions.")
-        low, high = int(batch.group.min()), int(batch.group.max())  # integers: the batch has seen to that
-        if not 0 <= low <= high < self.conditions:
-            raise ValueError(
-                f"group goes from {low} to {high}; expected 0 to {self.conditions - 1}. Count from 0, or enlarge it."
-            )
+        check_range("group", batch.group, self.conditions, "Count from 0, or enlarge the table.")
         return learned[0][batch.group.long()]
 
 
 @storable
 @dataclass(frozen=True)
 class StateTable:
-    """One number for each of ``states`` of a tabular problem, zero at the end of a path and beyond: V(s) of sub-paths.
-
-    Raises ``ValueError`` for a batch without integer states.
-    """
+    """V(s) for each of ``states``, zero from a path's end on; ``ValueError`` for a batch without integer states."""
 
     states: int
 
@@ -101,12 +98,9 @@ class StateTable:
         """Return the number of each state of each path, ``[batch, steps + 1]``."""
         states = batch.states
         if states is None or states.ndim != 2 or states.is_floating_point():
-            raise ValueError(
-                "The batch has no table of states; expected [batch, steps + 1] integers. Use another value."
-            )
-        low, high = int(states.min()), int(states.max())
-        if not 0 <= low <= high < self.states:
-            raise ValueError(f"states go from {low} to {high}; expected 0 to {self.states - 1}. Enlarge the table.")
+            expected = "[batch, steps + 1] integers. Use another value."
+            raise ValueError(f"The batch has no table of states; expected {expected}")
+        check_range("a state", states, self.states, "Enlarge the table.")
         return learned[0][states.long()]
 
 
@@ -114,8 +108,7 @@ class StateTable:
 class Network:
     """A ``module`` of yours, called with the batch, that returns a number for each path, or each state of each path.
 
-    ``[batch]`` where an objective asks for log Z, V(s_0) or a baseline, ``[batch, steps + 1]`` where it asks for V on
-    sub-paths. It may share weights with the policy. It has no plain form: what is stored names no weights.
+    ``[batch]`` for log Z, V(s_0) or a baseline, ``[batch, steps + 1]`` for V on sub-paths. It has no plain form.
     """
 
     module: torch.nn.Module
@@ -133,10 +126,8 @@ class Network:
         values: Tensor = self.module(batch)
         if not isinstance(values, Tensor) or len(values.shape) not in (1, 2) or len(values) != len(batch.log_reward):
             given = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
-            raise ValueError(
-                f"The module returned {given}; expected one number for each of the {len(batch.log_reward)} paths of "
-                "the batch, or for each state of each path. Look the condition up by batch.group."
-            )
+            expected = f"one number for each of the {len(batch.log_reward)} paths of the batch, or of their states"
+            raise ValueError(f"The module returned {given}; expected {expected}. Look conditions up by batch.group.")
         return values
 
 
@@ -144,22 +135,19 @@ class Network:
 Learned = Scalar | Table | StateTable | Network
 
 
-class _Alone:
-    """An objective that learns nothing beside the policy."""
+class _Learns:
+    """What an objective learns beside the policy is among its fields, or is nothing."""
 
     def parameters(self, like: Tensor) -> list[Tensor]:
-        """Return nothing."""
-        return []
+        """Return what is learned beside the policy, of the dtype and on the device of ``like``."""
+        parts = [getattr(self, field.name) for field in fields(cast(Any, self))]
+        return [tensor for part in parts if hasattr(part, "parameters") for tensor in part.parameters(like)]
 
 
 @storable
 @dataclass(frozen=True)
-class RTB:
-    """Relative trajectory balance, log Z learned: :func:`companion.rtb.loss`.
-
-    ``beta`` is the inverse temperature, > 0; ``log_z`` says how log Z is learned, by :class:`Scalar`, :class:`Table` or
-    :class:`Network`. Source: Venkatraman et al. (2024). Derived in chapter ``relative-trajectory-balance``.
-    """
+class RTB(_Learns):
+    """Relative trajectory balance, :func:`companion.rtb.loss`; ``log_z`` says how log Z is learned, ``beta`` is > 0."""
 
     beta: float = 1.0
     log_z: Scalar | Table | Network = Scalar()
@@ -167,10 +155,6 @@ class RTB:
     def __post_init__(self) -> None:
         check_number("beta", self.beta, above=0)
         _check_learned("log_z", self.log_z)
-
-    def parameters(self, like: Tensor) -> list[Tensor]:
-        """Return what log Z is made of."""
-        return self.log_z.parameters(like)
 
     def loss(self, batch: Batch, learned: Sequence[Tensor]) -> Tensor:
         """Return half the mean squared residual."""
@@ -181,11 +165,8 @@ class RTB:
 
 @storable
 @dataclass(frozen=True)
-class VarGrad(_Alone):
-    """RTB with log Z of the batch, or of each group of it: :func:`companion.rtb.vargrad_loss`, ``beta`` > 0 as there.
-
-    Source: Richter et al. (2020). Derived in chapter ``relative-trajectory-balance``.
-    """
+class VarGrad(_Learns):
+    """RTB with log Z of the batch, or of each group: :func:`companion.rtb.vargrad_loss`, ``beta`` > 0 as there."""
 
     beta: float = 1.0
 
@@ -200,19 +181,13 @@ class VarGrad(_Alone):
 
 @storable
 @dataclass(frozen=True)
-class TrustPCL:
+class TrustPCL(_Learns):
     """Trust-PCL on whole paths, V(s_0) learned, or on all sub-paths: :func:`companion.trust_pcl.loss`.
 
-    Attributes:
-        kl_weight: lambda, weight of the relative entropy, >= 0; alpha of this book, where there is no entropy bonus.
-        entropy_weight: eta, weight of the entropy, >= 0.
-        gamma: discount, in (0, 1].
-        value: how V is learned: :class:`Scalar`, :class:`Table` or :class:`Network` for V(s_0) on whole paths,
-            :class:`StateTable` or :class:`Network` for V of every state on sub-paths.
-        length: transitions of a sub-path, d; None for whole paths. One sub-path begins at each step, those near the
-            end of a path stop there, and the loss is the sum over where they begin.
-
-    Source: Nachum et al. (2017b). Derived in chapter ``path-consistency``.
+    ``kl_weight`` is lambda, ``entropy_weight`` eta, both >= 0, and ``gamma`` the discount, in (0, 1]. ``value`` says
+    how V is learned: V(s_0) on whole paths, or V of every state, by a table of these or a network. ``length`` is d, the
+    transitions of a sub-path, None for whole paths: one begins at each step, those near the end of a path stop there,
+    and the loss is their sum. Source: Nachum et al. (2017b). Derived in chapter ``path-consistency``.
     """
 
     kl_weight: float = 1.0
@@ -222,10 +197,7 @@ class TrustPCL:
     length: int | None = None
 
     def __post_init__(self) -> None:
-        check_number("kl_weight", self.kl_weight, at_least=0)
-        check_number("entropy_weight", self.entropy_weight, at_least=0)
-        check_number("kl_weight + entropy_weight", self.kl_weight + self.entropy_weight, above=0)
-        check_number("gamma", self.gamma, above=0, at_most=1)
+        check_weights(self.kl_weight, self.entropy_weight, self.gamma)
         if self.length is not None:
             check_positive_integers(length=self.length)
         kinds = (Scalar, Table, Network) if self.length is None else (StateTable, Network)
@@ -235,10 +207,6 @@ class TrustPCL:
     def beta(self) -> float:
         """Inverse temperature, 1/(kl_weight + entropy_weight)."""
         return 1 / (self.kl_weight + self.entropy_weight)
-
-    def parameters(self, like: Tensor) -> list[Tensor]:
-        """Return what V is made of."""
-        return self.value.parameters(like)
 
     def loss(self, batch: Batch, learned: Sequence[Tensor]) -> Tensor:
         """Return half the mean squared path consistency, summed over sub-paths where there are several."""
@@ -257,17 +225,12 @@ class TrustPCL:
 
 @storable
 @dataclass(frozen=True)
-class Reinforce:
+class Reinforce(_Learns):
     """REINFORCE with a KL penalty: :func:`companion.reinforce.kl_loss`, and ``critic_loss`` for a learned baseline.
 
-    Attributes:
-        beta: inverse temperature, > 0; the KL weight is 1/beta.
-        baseline: ``"batch_mean"``, ``"leave_one_out"``, ``"none"``, a number, or how one is learned: :class:`Scalar`,
-            :class:`Table` or :class:`Network`.
-        weights: ``"none"``, ``"importance"`` or ``"tempered"``.
-        clip: largest distance of a path's return from the mean return, in nats of the residual; None clips nothing.
-
-    Source: Williams (1992). Derived in chapter ``on-policy-rtb-is-reinforce``.
+    ``beta``, > 0, is the inverse temperature, 1 over the KL weight; ``baseline`` a name, a number, or how one is
+    learned; ``weights`` are as there; ``clip`` is the largest distance of a path's return from the mean return, in nats
+    of the residual, or None. Source: Williams (1992). Derived in chapter ``on-policy-rtb-is-reinforce``.
     """
 
     beta: float = 1.0
@@ -278,26 +241,21 @@ class Reinforce:
     def __post_init__(self) -> None:
         check_number("beta", self.beta, above=0)
         if isinstance(self.baseline, str):
-            _check_choice("baseline", self.baseline, reinforce.BASELINES)
+            check_choice("baseline", self.baseline, reinforce.BASELINES)
         elif isinstance(self.baseline, int | float):
             check_number("baseline", self.baseline)
         else:
             _check_learned("baseline", self.baseline)
-        _check_choice("weights", self.weights, reinforce.WEIGHTS)
+        check_choice("weights", self.weights, reinforce.WEIGHTS)
         if self.clip is not None:
             check_number("clip", self.clip, above=0)
-
-    def parameters(self, like: Tensor) -> list[Tensor]:
-        """Return what the baseline is made of, if it is learned."""
-        return [] if isinstance(self.baseline, str | int | float) else self.baseline.parameters(like)
 
     def loss(self, batch: Batch, learned: Sequence[Tensor]) -> Tensor:
         """Return the surrogate, and a learned baseline's error. Raises ``ValueError`` for weights without behaviour."""
         if self.weights != "none" and batch.log_behaviour is None:
-            raise ValueError(
-                f"weights={self.weights!r} with a batch that has no log_behaviour, as where paths are replayed; "
-                "expected one. Use 'none', or a sampler that scores all its paths under what drew them."
-            )
+            lack = f"weights={self.weights!r} with a batch that has no log_behaviour, as where paths are replayed"
+            mend = "Use 'none', or a sampler that scores all its paths under what drew them."
+            raise ValueError(f"{lack}; expected one. {mend}")
         inputs = (batch.log_pi, batch.log_ref, batch.log_reward)
         given: dict[str, Any] = {"beta": self.beta, "weights": self.weights, "group": batch.group, "steps": batch.steps}
         given["log_behaviour"] = None if self.weights == "none" else batch.log_behaviour
@@ -313,12 +271,8 @@ class Reinforce:
 
 @storable
 @dataclass(frozen=True)
-class PublishedBaseline(_Alone):
-    """The RL baseline first published beside RTB: :func:`companion.reinforce.published_baseline_loss`.
-
-    ``kl_weight`` is w, the weight of the squared log-ratio, >= 0. Source: Venkatraman et al. (2024), their code.
-    Derived in chapter ``anatomy-of-a-baseline``.
-    """
+class PublishedBaseline(_Learns):
+    """The baseline of :func:`companion.reinforce.published_baseline_loss`; ``kl_weight`` is >= 0."""
 
     kl_weight: float = 0.01
 
@@ -335,11 +289,8 @@ class PublishedBaseline(_Alone):
 
 @storable
 @dataclass(frozen=True)
-class MaximumLikelihood(_Alone):
-    """Minus the log-likelihood of the paths drawn: supervised, filtered or reward-weighted, by what draws them.
-
-    Source: standard. Used in chapter ``names-with-a-wish``.
-    """
+class MaximumLikelihood(_Learns):
+    """Minus the log-likelihood of the paths, whatever draws them. Source: standard. Chapter ``names-with-a-wish``."""
 
     def loss(self, batch: Batch, learned: Sequence[Tensor]) -> Tensor:
         """Return minus the mean log-likelihood of a path."""
@@ -348,17 +299,12 @@ class MaximumLikelihood(_Alone):
 
 @storable
 @dataclass(frozen=True)
-class Annealed:
+class Annealed(_Learns):
     """Another objective whose inverse temperature rises over the first iterations, from nearly nothing to its own.
 
-    At iteration i it is ``min(1, (i + 1) / (over + 1))`` times its own.
-
-    Attributes:
-        objective: a dataclass whose field ``beta`` is an inverse temperature, or :class:`TrustPCL`.
-        over: the iterations that it takes, >= 0.
-
-    Raises ``ValueError`` for an objective without an inverse temperature, such as the published baseline.
-    Source: a remedy for early collapse. Used in chapter ``twenty-five-modes-to-nine``.
+    ``objective`` is a dataclass whose field ``beta`` is an inverse temperature, or :class:`TrustPCL`: another is a
+    ``ValueError``. At iteration i it is ``min(1, (i + 1) / (over + 1))`` times its own. Source: a remedy for early
+    collapse. Used in chapter ``twenty-five-modes-to-nine``.
     """
 
     objective: Any
@@ -368,10 +314,9 @@ class Annealed:
         check_counts(over=self.over)
         names = {field.name for field in fields(self.objective)} if is_dataclass(self.objective) else set()
         if isinstance(self.objective, type) or not (isinstance(self.objective, TrustPCL) or "beta" in names):
-            raise ValueError(
-                f"objective is {self.objective!r}; expected TrustPCL(...), or a dataclass with a field beta, its "
-                "inverse temperature. Train it without annealing, or give it that field."
-            )
+            expected = "TrustPCL(...), or a dataclass with a field beta, its inverse temperature"
+            mend = "Train it without annealing, or give it that field."
+            raise ValueError(f"objective is {self.objective!r}; expected {expected}. {mend}")
 
     @property
     def beta(self) -> float:
@@ -387,10 +332,6 @@ class Annealed:
             return replace(self.objective, kl_weight=kl_weight, entropy_weight=entropy_weight)
         return cast(Objective, replace(self.objective, beta=self.objective.beta * factor))
 
-    def parameters(self, like: Tensor) -> list[Tensor]:
-        """Return what the objective learns."""
-        return list(self.objective.parameters(like))
-
     def loss(self, batch: Batch, learned: Sequence[Tensor]) -> Tensor:
         """Return the loss in the end; :meth:`at` has that of an iteration."""
         return cast(Tensor, self.objective.loss(batch, learned))
@@ -399,9 +340,8 @@ class Annealed:
 def _ended(values: Tensor, batch: Batch) -> Tensor:
     """Values that are zero from the end of each path on: a finished path earns nothing more."""
     count, columns = batch.log_pi.shape
-    if values.shape != (count, columns + 1):
-        given, expected = tuple(values.shape), (count, columns + 1)
-        raise ValueError(f"value is {given}; expected {expected}, [batch, steps + 1]. Return one for each state.")
+    shape = (count, columns + 1)
+    check_tensor("value", values, shape, f"{shape}, [batch, steps + 1]. Return one for each state.")
     end = torch.full_like(batch.log_reward, columns, dtype=torch.int64) if batch.steps is None else batch.steps
     before = torch.arange(columns + 1, device=values.device) < end[:, None]
     return torch.where(before, values, torch.zeros_like(values))
@@ -411,8 +351,3 @@ def _check_learned(name: str, value: object, kinds: tuple[type, ...] = (Scalar, 
     if not isinstance(value, kinds):
         names = ", ".join(kind.__name__ for kind in kinds)
         raise ValueError(f"{name} is {value!r}; expected one of {names}. Choose one of these.")
-
-
-def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} is {value!r}; expected one of {tuple(choices)}. Choose one of these.")

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from companion.validation import check_number
+from companion.validation import check_choice, check_number
 
 #: Optimisers of ``torch.optim`` whose settings can be rescaled.
 OPTIMISERS = ("SGD", "Adam", "AdamW")
@@ -33,11 +33,9 @@ def rescale(
         parameter: u > 0, the factor on the parameter.
 
     Of the settings ``lr``, ``eps`` (Adam, AdamW) and ``weight_decay`` are rescaled; the rest is as given. A threshold
-    for gradient clipping is no setting of an optimiser: multiply it by c. (torch's ``clip_grad_norm_`` then clips alike
-    to five digits or so, because it adds 1e-6 to the norm.) Raises ``ValueError`` for an optimiser or a setting that is
-    not known, and for a factor, ``lr``, ``eps`` or ``weight_decay`` that is out of range, or that the factors take
-    beyond that of floating-point numbers, to infinity or to zero. Source: the update rules of ``torch.optim``; the case
-    of RTB and Trust-PCL, claim E4. Derived in chapter ``two-optimisers-in-lockstep``.
+    for gradient clipping is no setting of an optimiser: multiply it by c. Raises ``ValueError`` for an unknown
+    optimiser or setting, and for a factor, ``lr``, ``eps`` or ``weight_decay`` that is out of range, or that the
+    factors take to infinity or to zero. Source: the update rules of ``torch.optim``; claim E4.
     """
     check_number("gradient", gradient, above=0)
     check_number("parameter", parameter, above=0)
@@ -63,10 +61,8 @@ def trust_pcl_settings(
     """Return the settings for Trust-PCL's policy, and those for its V(s_0), that repeat an RTB run step by step.
 
     ``policy`` and ``log_z`` are the settings with which RTB trains these; ``alpha`` is the KL weight of Trust-PCL, > 0,
-    beta being 1/alpha: start its value at alpha log Z. Both losses carry the half that :func:`companion.rtb.loss` and
-    :func:`companion.trust_pcl.loss` have. For a loss without it, use :func:`rescale` with ``gradient=0.5`` first.
-    Raises ``ValueError`` as that. Source: claim E4, from the gradients of Deleu et al. (2025). Derived in chapter
-    ``two-optimisers-in-lockstep``.
+    beta being 1/alpha: start its value at alpha log Z. Both losses carry their half; for one without it, use
+    :func:`rescale` with ``gradient=0.5`` first. Raises ``ValueError`` as that. Source: claim E4.
     """
     check_number("alpha", alpha, above=0)
     alpha = float(alpha)  # the square of an integer may be too large for torch, or for a float
@@ -77,8 +73,7 @@ def trust_pcl_settings(
 
 def _complete(optimiser: str, settings: Mapping[str, object]) -> dict[str, Any]:
     """Return the settings with torch's defaults for those left out, after checking the ones that are rescaled."""
-    if optimiser not in OPTIMISERS:
-        raise ValueError(f"optimiser is {optimiser!r}; expected one of {OPTIMISERS}. Choose one of these.")
+    check_choice("optimiser", optimiser, OPTIMISERS)
     if not isinstance(settings, Mapping):
         raise ValueError(f"settings is {settings!r}; expected a mapping such as {{'lr': 1e-3}}. Pass a dictionary.")
     arguments = inspect.signature(getattr(torch.optim, optimiser)).parameters

@@ -53,10 +53,7 @@ def to_plain(value: object) -> Any:
 
 
 def from_plain(data: Any) -> Any:
-    """Return the value that :func:`to_plain` stored.
-
-    Raises ``ValueError`` for a name that no storable class has, other fields than its own, and what it refuses itself.
-    """
+    """Return what :func:`to_plain` stored; ``ValueError`` for an unknown name, other fields, or refused values."""
     if isinstance(data, list):
         return tuple(from_plain(entry) for entry in data)
     if not isinstance(data, Mapping):
@@ -77,8 +74,7 @@ def from_plain(data: Any) -> Any:
 def describe(value: object) -> str:
     """Return a line that tells apart settings that differ: the plain form, or what else says how a value was made.
 
-    Of a tensor that is its digest, of a method what it is bound to, of a function or a class its name, and of anything
-    else, such as a module of weights, the name of its class.
+    Of a tensor that is its digest, of a method what it is bound to, of all else, such as a module, a name.
     """
     if isinstance(value, Tensor):
         return f"{tuple(value.shape)} {digest([value])}"

@@ -1,8 +1,7 @@
 """Stored results, of studies and of benchmarks: one schema, one writer, one reader.
 
-A record is one JSON file: its configuration, its provenance, its measures and its history. Arrays such as the weights
-of a trained model are in an npz file of the same name. A file is written whole or not at all. Chapters and tests read
-records, so that no number is typed by hand; reading them needs no torch.
+A record is one JSON file; arrays such as the weights of a trained model are in an npz file of the same name. A file is
+written whole or not at all. Chapters and tests read records, so that no number is typed by hand, and without torch.
 """
 
 import json
@@ -31,17 +30,12 @@ _MEND = "Restore it, for one from git, or remove it and make it again."
 
 @dataclass(frozen=True)
 class Run:
-    """One stored run.
+    """One stored run, of a ``study``, from the JSON file at ``path``.
 
-    Attributes:
-        study: the study it belongs to.
-        configuration: what was run; ``"name"`` among it, and ``"seed"`` in a study.
-        provenance: commit, versions, date, and in a study the duration.
-        measures: what was measured at the end.
-        steps: columns over the iterations that were kept; ``"iteration"`` says which. NaN where nothing was stored.
-        evaluations: columns over the evaluations.
-        diverged_at: the iteration where training diverged, or None.
-        path: the JSON file.
+    ``configuration`` is what was run, ``"name"`` and in a study ``"seed"`` among it; ``provenance`` the commit,
+    versions, date, and in a study the duration; ``measures`` what was measured at the end. ``steps`` and
+    ``evaluations`` are columns over the iterations that were kept, which ``"iteration"`` names, NaN where nothing was
+    stored; ``diverged_at`` is the iteration where training diverged, or None.
     """
 
     study: str
@@ -74,10 +68,7 @@ def studies() -> list[str]:
 
 
 def place(study: str, name: str, *, where: Path | str | None = None) -> Path:
-    """Return where the record of that name is, or would be: a file in the folder of its study.
-
-    That is in ``where``, :func:`folder` by default. Raises ``ValueError`` for what names no file, or one outside it.
-    """
+    """Return where a record is, or would be, in ``where`` or :func:`folder`; ``ValueError`` for what names no file."""
     for what, given in (("study", study), ("name", name)):
         if not isinstance(given, str) or not re.fullmatch(r"\w[\w .,+=-]*", given):
             expected = "letters, digits, spaces and . , + = - _, a letter or digit first: it names a file"
@@ -170,8 +161,7 @@ def write(
     twenty-fifth. Numbers are kept to seven digits, all that float32 gives; what is not finite becomes null among
     measures and histories. ``arrays`` go into an npz file, no pickles; without them, that of a record which is replaced
     goes. ``where`` is as in :func:`place`. Raises ``ValueError``, before anything is written, for a part that
-    :func:`read` would refuse: a name that is none, a configuration that is no JSON, columns of several lengths, arrays
-    that would be pickled.
+    :func:`read` would refuse, and arrays that would be pickled.
     """
     path = place(study, configuration.get("name", ""), where=where)
     history = {"diverged_at": diverged_at, "steps": _thinned(path, steps or {}), "evaluations": evaluations or {}}

@@ -1,28 +1,25 @@
 """Policy gradients with a KL penalty: REINFORCE (Williams, 1992) on the reward log r(x) - (1/beta) log(p_theta/p_ref).
 
 Two functions cover the design space of chapter ``estimators-and-the-design-space``: :func:`kl_loss` trains the policy,
-under any baseline and any weights for paths that another sampler drew, and :func:`critic_loss` trains the baseline
-where that is learned. The value of ``kl_loss`` means nothing; its gradient is the policy gradient. :func:`kl_estimator`
-is the KL penalty, step by step, in the three forms that libraries use. The last function keeps the baseline first
-published beside RTB as it was, for chapter ``anatomy-of-a-baseline`` to take apart. ``group`` and ``steps`` mean what
-they mean in :mod:`companion.rtb`; means, softmax and clipping are then those of each group.
+under any baseline and any weights for paths that another sampler drew, and :func:`critic_loss` a learned baseline. The
+value of ``kl_loss`` means nothing; its gradient is the policy gradient. ``group`` and ``steps`` mean what they mean in
+:mod:`companion.rtb`; means, softmax and clipping are then those of each group.
 """
 
 import torch
 from torch import Tensor
 
 from companion.validation import (
+    Marks,
+    check_choice,
     check_constant,
     check_finite,
     check_fits,
-    check_group,
-    check_log_pi,
     check_minus_infinity_only,
     check_number,
+    check_paths,
     check_per_path,
-    check_per_step,
     check_scalar,
-    check_steps,
 )
 
 #: Baselines that :func:`kl_loss` knows by name; a number, or one for each path, is the fourth.
@@ -43,13 +40,12 @@ def kl_loss(
     log_behaviour: Tensor | None = None,
     weights: str = "none",
     clip: float | None = None,
-    group: Tensor | None = None,
-    steps: Tensor | None = None,
+    group: Marks = None,
+    steps: Marks = None,
 ) -> Tensor:
     """Return a surrogate, ``-mean(A * sum(log_pi))``, whose gradient descends the KL-regularised return.
 
-    A is the detached advantage, ``log_reward - (1/beta) sum(log_pi - log_ref)`` less the baseline. With weights the
-    mean becomes a weighted sum.
+    A is the detached advantage, ``log_reward - (1/beta) sum(log_pi - log_ref)`` less the baseline.
 
     Args:
         log_pi, log_ref: ``[batch, steps]``, nats. The first keeps its gradient, the second is a constant.
@@ -57,12 +53,10 @@ def kl_loss(
         beta: inverse temperature, > 0; the KL weight is 1/beta.
         baseline: ``"batch_mean"``, ``"leave_one_out"`` (both unweighted, whatever the weights), ``"none"``, or a
             number, such as the value that :func:`critic_loss` learns, or ``[batch]``, one for each path. A constant.
-        log_behaviour: ``[batch, steps]``, nats; the steps under the sampler that drew them. Given exactly when
-            ``weights`` is not ``"none"``. A constant.
-        weights: ``"none"``; ``"importance"``, self-normalised weights, the softmax over the batch of
-            ``sum(log_pi - log_behaviour)``; or ``"tempered"``, the softmax of that divided by ``steps``, or else by the
-            number of columns, the off-policy form of Deleu et al. (2025). Weights are detached; those of a group sum to
-            its share of the batch.
+        log_behaviour: ``[batch, steps]``, nats; the steps under what drew them. A constant, just where weights use it.
+        weights: ``"none"``, or for a weighted sum in place of the mean ``"importance"``, the softmax over the batch of
+            ``sum(log_pi - log_behaviour)``, or ``"tempered"``, of that over ``steps`` or else the number of columns,
+            as in Deleu et al. (2025): detached, and in a group of sum its share of the batch.
         clip: largest distance, > 0, of a path's return from the mean of its group or batch, in nats (beta times the
             unit of the return). It is applied before the baseline; None clips nothing.
         group, steps: as the module says; zeros from a path's end on; given ``steps``, a nonzero entry there is refused.
@@ -75,7 +69,8 @@ def kl_loss(
     """
     statistic = clip is not None or (isinstance(baseline, str) and baseline != "none")
     minimum = 2 if statistic or weights != "none" else 1
-    _check(log_pi, _per_step(log_ref, log_behaviour, weights), steps, group, minimum)
+    behaviour = _behaviour(log_behaviour, weights)
+    check_paths(log_pi, group=group, steps=steps, minimum=minimum, log_ref=log_ref, **behaviour)
     _check_baseline(baseline, log_pi)
     advantage = _uncentred_advantage(log_pi, log_ref, log_reward, beta)
     if clip is not None:
@@ -95,15 +90,14 @@ def critic_loss(
     beta: float = 1.0,
     log_behaviour: Tensor | None = None,
     weights: str = "none",
-    group: Tensor | None = None,
-    steps: Tensor | None = None,
+    group: Marks = None,
+    steps: Marks = None,
 ) -> Tensor:
     """Return half the mean squared error of a learned baseline, V(s_0), as a forecast of the KL-regularised return.
 
     It trains ``value`` alone: the return ``log_reward - (1/beta) sum(log_pi - log_ref)`` is detached. With weights the
-    mean becomes a weighted sum. Together with ``kl_loss(..., baseline=value.item())``, times alpha = 1/beta, for the
-    policy, it has the gradients of Trust-PCL on full paths: value / alpha is RTB's log Z. With one value per condition
-    the baseline is ``value.detach()``.
+    mean becomes a weighted sum. Together with ``kl_loss(..., baseline=value.detach())``, times alpha = 1/beta, for the
+    policy, it has the gradients of Trust-PCL on full paths: value / alpha is RTB's log Z.
 
     Args:
         log_pi, log_ref, log_reward, beta, log_behaviour, weights, group, steps: as in :func:`kl_loss`, but no gradient
@@ -115,18 +109,18 @@ def critic_loss(
     wrong shape, dtype or device, or not finite. Source: the baseline of Williams (1992), fitted by least squares.
     Derived in chapter ``on-policy-rtb-is-reinforce``.
     """
-    _check(log_pi, _per_step(log_ref, log_behaviour, weights), steps, group, 1 if weights == "none" else 2)
+    minimum, behaviour = 1 if weights == "none" else 2, _behaviour(log_behaviour, weights)
+    check_paths(log_pi, group=group, steps=steps, minimum=minimum, log_ref=log_ref, **behaviour)
     check_scalar("value", value, log_pi)
     error = _uncentred_advantage(log_pi, log_ref, log_reward, beta) - value
     return 0.5 * _weighted_mean(error.square(), log_pi, log_behaviour, weights, group, steps)
 
 
-def kl_estimator(log_pi: Tensor, log_ref: Tensor, *, kind: str, steps: Tensor | None = None) -> Tensor:
+def kl_estimator(log_pi: Tensor, log_ref: Tensor, *, kind: str, steps: Marks = None) -> Tensor:
     """Return k1, k2 or k3 of each step: an estimate of KL(pi, pi_ref) from one action that pi drew (k2 is biased).
 
     With the log-ratio l = log_pi - log_ref, k1 = l, k2 = l^2 / 2 and k3 = exp(-l) - 1 + l. Added to a loss it is
-    differentiated; taken off a reward it is detached first. The two differ, and the chapter says how. For whole paths
-    instead of steps, pass sums: ``log_pi.sum(dim=1, keepdim=True)``.
+    differentiated; taken off a reward it is detached first. For whole paths pass sums over their steps, ``[batch, 1]``.
 
     Args:
         log_pi, log_ref: ``[batch, steps]``, nats. The first keeps its gradient, the second is a constant.
@@ -134,12 +128,10 @@ def kl_estimator(log_pi: Tensor, log_ref: Tensor, *, kind: str, steps: Tensor | 
         steps: true lengths: zeros from a path's end on; given ``steps``, a nonzero entry there is refused.
 
     Returns ``[batch, steps]``, nats; zero in padding. Raises ``ValueError`` as :func:`kl_loss`, and for an unknown kind
-    or an overflow, as of k3 where pi_ref/pi is huge. Source: Schulman (2020). Derived in chapter
-    ``estimators-and-the-design-space``.
+    or an overflow. Source: Schulman (2020). Derived in chapter ``estimators-and-the-design-space``.
     """
-    _check(log_pi, {"log_ref": log_ref}, steps, None, 1)
-    if kind not in ESTIMATORS:
-        raise ValueError(f"kind is {kind!r}; expected one of {ESTIMATORS}. Choose one of these.")
+    check_paths(log_pi, steps=steps, log_ref=log_ref)
+    check_choice("kind", kind, ESTIMATORS)
     log_ratio = log_pi - log_ref
     if kind == "k1":
         penalty = log_ratio
@@ -150,19 +142,11 @@ def kl_estimator(log_pi: Tensor, log_ref: Tensor, *, kind: str, steps: Tensor | 
 
 
 def published_baseline_loss(
-    log_pi: Tensor,
-    log_ref: Tensor,
-    log_reward: Tensor,
-    *,
-    kl_weight: float,
-    group: Tensor | None = None,
-    steps: Tensor | None = None,
+    log_pi: Tensor, log_ref: Tensor, log_reward: Tensor, *, kl_weight: float, group: Marks = None, steps: Marks = None
 ) -> Tensor:
     """Return the RL baseline that was first published beside RTB, a scalar.
 
-    It is ``mean(-(r - mean r) log p + kl_weight (log p - log p_ref)^2)``, with r = exp(log_reward). It maximises
-    E[r(x)], not E[log r(x)]; and the square, differentiated on detached samples, is not the KL. Its optimum is not the
-    posterior.
+    It is ``mean(-(r - mean r) log p + kl_weight (log p - log p_ref)^2)``, r = exp(log_reward), and not the posterior's.
 
     Args:
         log_pi: ``[batch, steps]``, nats, at least two paths (of each group). Keeps its gradient.
@@ -172,10 +156,9 @@ def published_baseline_loss(
         group, steps: as the module says; zeros from a path's end on; given ``steps``, a nonzero entry there is refused.
 
     Raises ``ValueError`` as :func:`kl_loss` (but for -inf rewards), for a negative weight, or for rewards that
-    overflow. Source: the illustrative example of Venkatraman et al. (2024), as published with their code. Derived in
-    chapter ``anatomy-of-a-baseline``.
+    overflow. Source: the code of Venkatraman et al. (2024). Derived in chapter ``anatomy-of-a-baseline``.
     """
-    _check(log_pi, {"log_ref": log_ref}, steps, group, 2)
+    check_paths(log_pi, group=group, steps=steps, minimum=2, log_ref=log_ref)
     check_fits("log_reward", log_reward, log_pi, log_pi.shape[:1], "[batch]")
     check_minus_infinity_only("log_reward", log_reward)
     check_constant(log_reward=log_reward)
@@ -188,7 +171,7 @@ def published_baseline_loss(
     return (-(reward - mean) * log_pi.sum(dim=1) + kl_weight * log_ratio.square()).mean()
 
 
-def _totals(values: Tensor, group: Tensor | None) -> tuple[Tensor, Tensor | int]:
+def _totals(values: Tensor, group: Marks) -> tuple[Tensor, Tensor | int]:
     """Return the sum over each path's group, ``[batch]``, and its size; without groups those of the batch."""
     wide = values.to(torch.promote_types(values.dtype, torch.float32))  # a sum in half precision stops growing
     if group is None:
@@ -197,12 +180,12 @@ def _totals(values: Tensor, group: Tensor | None) -> tuple[Tensor, Tensor | int]
     return wide.new_zeros(len(sizes)).index_add(0, index, wide)[index], sizes[index]
 
 
-def _mean(values: Tensor, group: Tensor | None) -> Tensor:
+def _mean(values: Tensor, group: Marks) -> Tensor:
     total, count = _totals(values, group)
     return (total / count).to(values.dtype)
 
 
-def _softmax(logits: Tensor, group: Tensor | None) -> Tensor:
+def _softmax(logits: Tensor, group: Marks) -> Tensor:
     """Return the softmax within each path's group, times the group's share of the batch: in all they sum to one."""
     if group is None:
         return torch.softmax(logits, dim=0)
@@ -213,7 +196,7 @@ def _softmax(logits: Tensor, group: Tensor | None) -> Tensor:
     return (weight / total * count / len(weight)).to(logits.dtype)
 
 
-def _baseline(returns: Tensor, baseline: str | float | Tensor, group: Tensor | None) -> Tensor | float:
+def _baseline(returns: Tensor, baseline: str | float | Tensor, group: Marks) -> Tensor | float:
     if not isinstance(baseline, str):
         return baseline
     if baseline == "batch_mean":
@@ -232,7 +215,7 @@ def _uncentred_advantage(log_pi: Tensor, log_ref: Tensor, log_reward: Tensor, be
 
 
 def _weighted_mean(
-    loss: Tensor, log_pi: Tensor, log_behaviour: Tensor | None, weights: str, group: Tensor | None, steps: Tensor | None
+    loss: Tensor, log_pi: Tensor, log_behaviour: Tensor | None, weights: str, group: Marks, steps: Marks
 ) -> Tensor:
     if log_behaviour is None:
         return loss.mean()
@@ -252,23 +235,11 @@ def _check_baseline(baseline: str | float | Tensor, log_pi: Tensor) -> None:
         raise ValueError(f"baseline is {baseline!r}; expected one of {BASELINES} or a number. Choose one of these.")
 
 
-def _per_step(log_ref: Tensor, log_behaviour: Tensor | None, weights: str) -> dict[str, Tensor]:
-    """Return the per-step constants by name, after checking that there is a behaviour exactly when weights use it."""
-    if weights not in WEIGHTS:
-        raise ValueError(f"weights is {weights!r}; expected one of {WEIGHTS}. Choose one of these.")
+def _behaviour(log_behaviour: Tensor | None, weights: str) -> dict[str, Tensor]:
+    """Return the behaviour by name, after checking that there is one exactly when weights use it."""
+    check_choice("weights", weights, WEIGHTS)
     if (log_behaviour is None) != (weights == "none"):
         given = "missing" if log_behaviour is None else "given"
-        raise ValueError(
-            f"log_behaviour is {given} with weights={weights!r}; expected it exactly when the weights use it. "
-            "Pass both, or neither."
-        )
-    return {"log_ref": log_ref} if log_behaviour is None else {"log_ref": log_ref, "log_behaviour": log_behaviour}
-
-
-def _check(log_pi: Tensor, fixed: dict[str, Tensor], steps: Tensor | None, group: Tensor | None, minimum: int) -> None:
-    check_log_pi(log_pi)
-    for name, value in fixed.items():
-        check_per_step(name, value, log_pi)
-    check_constant(**fixed)
-    check_group(group, log_pi, minimum=minimum)
-    check_steps(steps, log_pi=log_pi, **fixed)
+        expected = "it exactly when the weights use it. Pass both, or neither."
+        raise ValueError(f"log_behaviour is {given} with weights={weights!r}; expected {expected}")
+    return {} if log_behaviour is None else {"log_behaviour": log_behaviour}

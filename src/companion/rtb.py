@@ -16,28 +16,11 @@ the true length of each path, ``1 <= steps <= columns``: a nonzero entry of a pe
 import torch
 from torch import Tensor
 
-from companion.validation import (
-    check_constant,
-    check_group,
-    check_log_pi,
-    check_number,
-    check_per_path,
-    check_per_state,
-    check_per_step,
-    check_scalar,
-    check_span,
-    check_steps,
-)
+from companion.validation import Marks, check_flow, check_group, check_number, check_paths, check_scalar, check_span
 
 
 def residual(
-    log_pi: Tensor,
-    log_ref: Tensor,
-    log_reward: Tensor,
-    log_z: Tensor,
-    *,
-    beta: float = 1.0,
-    steps: Tensor | None = None,
+    log_pi: Tensor, log_ref: Tensor, log_reward: Tensor, log_z: Tensor, *, beta: float = 1.0, steps: Marks = None
 ) -> Tensor:
     """Return the RTB residual of each path, ``log_z + sum(log_pi - log_ref) - beta * log_reward``.
 
@@ -53,7 +36,8 @@ def residual(
     ``ValueError`` for a wrong rank, shape, dtype or device, a value that is not finite, ``beta <= 0``, or wrong steps.
     Source: Venkatraman et al. (2024), equation (8), the constraint. Derived in chapter ``relative-trajectory-balance``.
     """
-    _check(log_pi, log_ref, log_reward, beta, steps)
+    check_paths(log_pi, steps=steps, log_ref=log_ref, log_reward=log_reward)
+    check_number("beta", beta, above=0)
     check_scalar("log_z", log_z, log_pi)
     return log_z + (log_pi - log_ref).sum(dim=1) - beta * log_reward
 
@@ -65,15 +49,14 @@ def loss(
     log_z: Tensor,
     *,
     beta: float = 1.0,
-    group: Tensor | None = None,
-    steps: Tensor | None = None,
+    group: Marks = None,
+    steps: Marks = None,
 ) -> Tensor:
     """Return half the mean squared RTB residual, a scalar in nats squared.
 
     Arguments, padding (zeros from a path's end on; given ``steps``, a nonzero entry there is refused) and errors as in
     :func:`residual`. The paths may come from any behaviour. Without a statistic of the batch ``group`` is only checked.
-    Source: Venkatraman et al. (2024), equation (9), there without the half and at beta = 1. Derived in chapter
-    ``relative-trajectory-balance``.
+    Source: Venkatraman et al. (2024), equation (9) without half, at beta = 1. Chapter ``relative-trajectory-balance``.
     """
     balance = residual(log_pi, log_ref, log_reward, log_z, beta=beta, steps=steps)
     check_group(group, log_pi)
@@ -81,13 +64,7 @@ def loss(
 
 
 def vargrad_loss(
-    log_pi: Tensor,
-    log_ref: Tensor,
-    log_reward: Tensor,
-    *,
-    beta: float = 1.0,
-    group: Tensor | None = None,
-    steps: Tensor | None = None,
+    log_pi: Tensor, log_ref: Tensor, log_reward: Tensor, *, beta: float = 1.0, group: Marks = None, steps: Marks = None
 ) -> Tensor:
     """Return half the batch variance of the RTB residual, a scalar in nats squared: RTB with the batch's best log Z.
 
@@ -97,24 +74,22 @@ def vargrad_loss(
     VarGrad; Zhang et al. (2023) for log Z from the batch; Venkatraman et al. (2024), equation (23), there without the
     half. Derived in chapter ``relative-trajectory-balance``.
     """
-    _check(log_pi, log_ref, log_reward, beta, steps)
-    check_group(group, log_pi, minimum=2)
+    check_paths(log_pi, group=group, steps=steps, minimum=2, log_ref=log_ref, log_reward=log_reward)
+    check_number("beta", beta, above=0)
     log_ratio = (log_pi - log_ref).sum(dim=1) - beta * log_reward
     return 0.5 * (log_ratio - _mean(log_ratio, group)).square().mean()
 
 
 def sub_trajectory_residual(
-    log_pi: Tensor, log_ref: Tensor, log_flow: Tensor, *, start: int, stop: int, steps: Tensor | None = None
+    log_pi: Tensor, log_ref: Tensor, log_flow: Tensor, *, start: int, stop: int, steps: Marks = None
 ) -> Tensor:
     """Return the relative sub-trajectory balance residual between states ``start`` and ``stop`` of each path.
 
     It is ``log_flow[start] + sum(log_pi - log_ref) - log_flow[stop]`` over the steps from ``start`` up to, not
-    including, ``stop``. One step is relative detailed balance; the whole path is :func:`residual`, log Z being the
-    first flow.
+    including, ``stop``. One step is relative detailed balance; the whole path is :func:`residual`.
 
     Args:
-        log_pi: ``[batch, steps]``, nats. Keeps its gradient.
-        log_ref: ``[batch, steps]``, nats. A constant.
+        log_pi, log_ref: as in :func:`residual`.
         log_flow: ``[batch, steps + 1]``, nats; log F(s_t), with ``beta * log_reward`` last, and from the end of a
             padded path on: given ``steps``, a change there is refused too. Keeps its gradient.
         start, stop: indices of the first and the last state, ``0 <= start < stop <= columns``.
@@ -123,17 +98,14 @@ def sub_trajectory_residual(
     Returns ``[batch]``, in nats. Raises ``ValueError`` as :func:`residual`, and for a span outside the path. Source:
     sub-trajectory balance, Madan et al. (2023), relative to a prior. Derived in chapter ``the-equivalence``.
     """
-    check_log_pi(log_pi)
-    check_per_step("log_ref", log_ref, log_pi)
-    check_constant(log_ref=log_ref)
-    check_per_state("log_flow", log_flow, log_pi)
+    check_paths(log_pi, steps=steps, log_ref=log_ref)
+    check_flow(log_flow, log_pi, steps)
     check_span(start, stop, log_pi.shape[1])
-    check_steps(steps, log_pi=log_pi, log_ref=log_ref, **{"the change of log_flow": log_flow.diff(dim=1)})
     log_ratio = (log_pi - log_ref)[:, start:stop].sum(dim=1)
     return log_flow[:, start] + log_ratio - log_flow[:, stop]
 
 
-def _mean(values: Tensor, group: Tensor | None) -> Tensor:
+def _mean(values: Tensor, group: Marks) -> Tensor:
     """Return the mean over each path's group, ``[batch]``; without groups that of the batch, 0-d."""
     if group is None:
         return values.mean()
@@ -142,12 +114,3 @@ def _mean(values: Tensor, group: Tensor | None) -> Tensor:
     sums = wide.new_zeros(len(sizes)).index_add(0, index, wide)
     mean: Tensor = (sums / sizes)[index].to(values.dtype)
     return mean
-
-
-def _check(log_pi: Tensor, log_ref: Tensor, log_reward: Tensor, beta: float, steps: Tensor | None) -> None:
-    check_log_pi(log_pi)
-    check_per_step("log_ref", log_ref, log_pi)
-    check_per_path("log_reward", log_reward, log_pi)
-    check_constant(log_ref=log_ref, log_reward=log_reward)
-    check_number("beta", beta, above=0)
-    check_steps(steps, log_pi=log_pi, log_ref=log_ref)

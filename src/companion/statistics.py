@@ -1,10 +1,8 @@
 """Several seeds, one answer: intervals for a mean, and the test of whether two methods are equivalent.
 
-One run is an anecdote. A mean over seeds comes with an interval. That two methods differ by less than a margin is not
-shown by failing to find a difference, but by two one-sided tests: both must reject that the difference lies beyond the
-margin, which was fixed beforehand. Methods that share their seeds are compared pair by pair. Used from chapter
-``twenty-five-modes-to-nine`` on. Source: Schuirmann (1987) for the two one-sided tests; Student's t throughout, from
-scipy.
+That two methods differ by less than a margin is not shown by failing to find a difference, but by two one-sided tests:
+both must reject that the difference lies beyond the margin, which was fixed beforehand. Used from chapter
+``twenty-five-modes-to-nine`` on. Source: Schuirmann (1987); Student's t throughout, from scipy.
 """
 
 import math
@@ -28,10 +26,7 @@ class Interval:
 
 
 def mean_interval(values: Sequence[float], *, level: float = 0.95) -> Interval:
-    """Return the mean of independent values, at least two, one for each seed, with its Student interval.
-
-    Raises ``ValueError`` for fewer values, one that is not finite, or a level outside (0, 1).
-    """
+    """Return the mean of values, one a seed, and its Student interval; ``ValueError`` for one alone, or a bad level."""
     sample = _sample("values", values)
     _check_share("level", level)
     half = stats.t.ppf(0.5 + level / 2, len(sample) - 1) * sample.std() / math.sqrt(len(sample))
@@ -46,8 +41,7 @@ def difference_interval(
     Two samples are independent, with Welch's degrees of freedom; ``paired`` says that the i-th values of both come from
     one seed, so that what the seed does to both drops out of their difference. ``significance`` is that of a one-sided
     test at either end. Raises ``ValueError`` for fewer than two values a side, one that is not finite, a significance
-    outside (0, 0.5), or pairs of which one value is missing. Source: Welch (1947); Student (1908) for pairs. Used in
-    chapter ``twenty-five-modes-to-nine``.
+    outside (0, 0.5), or pairs of which one value is missing. Source: Welch (1947); Student (1908) for pairs.
     """
     _check_share("significance", significance, below=0.5)  # from 0.5 on the interval is inside out
     a, b = _sample("first", first), _sample("second", second)
@@ -59,13 +53,10 @@ def difference_interval(
 
 @dataclass(frozen=True)
 class Equivalence:
-    """What two one-sided tests say of a difference.
+    """What two one-sided tests say of a ``difference``, an interval at level 1 - 2 x significance.
 
-    Attributes:
-        difference: mean of the first less mean of the second, with its interval at level 1 - 2 x ``significance``.
-        margin: the difference from which on two methods count as different.
-        equivalent: whether the whole interval lies inside plus or minus the margin: both tests reject.
-        different: whether the whole interval lies beyond the margin on one side.
+    From ``margin`` on two methods count as different: they are ``equivalent`` where the whole interval lies inside plus
+    or minus the margin, both tests rejecting, ``different`` where it lies beyond on one side.
     """
 
     difference: Interval
@@ -77,11 +68,7 @@ class Equivalence:
 def equivalence(
     first: Sequence[float], second: Sequence[float], *, margin: float, significance: float = 0.05, paired: bool = False
 ) -> Equivalence:
-    """Run two one-sided t-tests (TOST) on the means of two samples, independent or paired.
-
-    Raises ``ValueError`` as :func:`difference_interval`, and for a margin that is not positive. Source: Schuirmann
-    (1987). Used in chapter ``twenty-five-modes-to-nine``.
-    """
+    """Run two one-sided t-tests (TOST) on two means, ``margin`` > 0; else as :func:`difference_interval`."""
     check_number("margin", margin, above=0)
     interval = difference_interval(first, second, significance=significance, paired=paired)
     inside = -margin < interval.low and interval.high < margin
@@ -91,10 +78,7 @@ def equivalence(
 def smallest_margin(
     first: Sequence[float], second: Sequence[float], *, significance: float = 0.05, paired: bool = False
 ) -> float:
-    """Return the margin above which :func:`equivalence` finds two methods equivalent, and at which it does not yet.
-
-    Raises ``ValueError`` as :func:`difference_interval`. Used in chapter ``twenty-five-modes-to-nine``.
-    """
+    """Return the margin above which :func:`equivalence` finds two methods equivalent; arguments and errors as there."""
     interval = difference_interval(first, second, significance=significance, paired=paired)
     return max(-interval.low, interval.high)
 
@@ -132,10 +116,8 @@ def _error_of_samples(a: torch.Tensor, b: torch.Tensor) -> tuple[float, float]:
 def _error_of_pairs(a: torch.Tensor, b: torch.Tensor) -> tuple[float, float]:
     """The standard error of the mean difference of pairs, and its degrees of freedom."""
     if len(a) != len(b):
-        raise ValueError(
-            f"first holds {len(a)} values, second {len(b)}; expected pairs, one of each for every seed. Leave out the "
-            "seeds that one of them lacks, or compare them unpaired."
-        )
+        expected = "pairs. Leave out the seeds that one of them lacks, or compare them unpaired."
+        raise ValueError(f"first holds {len(a)} values, second {len(b)}; expected {expected}")
     return (a - b).std().item() / math.sqrt(len(a)), len(a) - 1.0
 
 

@@ -1,10 +1,8 @@
 """Priors, rewards and posteriors with known answers: the mixture of twenty-five Gaussians that is tilted to nine.
 
-A task is a prior over x and a posterior over x, both known in closed form; the reward is their ratio, r(x) = posterior
-density / prior density, so that at beta = 1 the target p*(x) = prior(x) r(x) / Z is the posterior and Z = 1. What a
-sampler was fine-tuned to can thus be compared with what it should have become. Used in chapter
-``twenty-five-modes-to-nine``. Source: the illustrative example of Venkatraman et al. (2024), revisited by Deleu et al.
-(2025).
+A task is a prior over x and a posterior over x, both known in closed form; the reward is the ratio of their densities,
+so that at beta = 1 the target p*(x) = prior(x) r(x) / Z is the posterior and Z = 1. Used in chapter
+``twenty-five-modes-to-nine``. Source: Venkatraman et al. (2024), revisited by Deleu et al. (2025).
 """
 
 import math
@@ -18,9 +16,9 @@ from companion.validation import (
     check_finite,
     check_generator,
     check_kind,
-    check_matrix,
     check_number,
     check_positive_integers,
+    check_tensor,
 )
 
 #: Weights over 61 of the nine modes that the posterior keeps, by their means.
@@ -32,16 +30,10 @@ _KEPT = {
 
 @dataclass(frozen=True, eq=False)
 class GaussianMixture:
-    """A mixture of Gaussians with one variance in every direction and component.
+    """A mixture of Gaussians with one ``variance``, > 0, in every direction and component.
 
-    Attributes:
-        means: ``[components, dim]``.
-        weights: ``[components]``, positive, with sum 1.
-        variance: of each component, > 0.
-
-    Raises ``ValueError`` for a wrong shape, dtype or device, means that are not finite, weights that are no law, or
-    ``variance <= 0``. Source: standard; the closed-form drift that ends in it is
-    :class:`companion.samplers.drifts.MixtureDrift`. Used in chapter ``twenty-five-modes-to-nine``.
+    ``means`` is ``[components, dim]``, ``weights`` ``[components]``, positive, with sum 1. Raises ``ValueError`` for a
+    wrong shape, dtype or device, means that are not finite, or weights that are no law. Source: standard.
     """
 
     means: Tensor
@@ -50,10 +42,10 @@ class GaussianMixture:
 
     def __post_init__(self) -> None:
         check_number("variance", self.variance, above=0)
-        check_matrix("means", self.means, "[components, dim]")
+        check_tensor("means", self.means, (None, None), "floats, [components, dim], not empty. Pass one per row.")
         check_finite("means", self.means, "Put each mean where it is.")
-        if not isinstance(self.weights, Tensor) or self.weights.shape != self.means.shape[:1]:
-            raise ValueError("weights is no [components] tensor; expected one weight per mean. Pass as many as means.")
+        rule = "[components], one weight per mean. Pass as many as means."
+        check_tensor("weights", self.weights, (len(self.means),), rule)
         if self.weights.dtype != self.means.dtype or self.weights.device != self.means.device:
             raise ValueError("weights and means differ in dtype or device; expected one of each. Convert one of them.")
         if not bool((self.weights > 0).all()) or abs(float(self.weights.sum()) - 1) > 1e-6:
@@ -83,17 +75,13 @@ class GaussianMixture:
 
     def _check_points(self, x: Tensor) -> None:
         dim = self.means.shape[1]
-        if not isinstance(x, Tensor) or x.ndim != 2 or x.shape[1] != dim or x.dtype != self.means.dtype:
-            given = f"{tuple(x.shape)} {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
-            raise ValueError(f"x is {given}; expected [batch, {dim}] of {self.means.dtype}. Pass points, one per row.")
+        rule = f"[batch, {dim}] of {self.means.dtype}. Pass points, one per row."
+        check_tensor("x", x, (None, dim), rule, self.means.dtype, least=0)
 
 
 @dataclass(frozen=True, eq=False)
 class Tilt:
-    """A ``prior``, which the reference samples, and the ``posterior`` that a reward tilts it to at beta = 1.
-
-    Raises ``ValueError`` for what are no two mixtures in one space, of one dtype.
-    """
+    """A ``prior``, and the ``posterior`` that a reward tilts it to; ``ValueError`` for no two mixtures in one space."""
 
     prior: GaussianMixture
     posterior: GaussianMixture
@@ -107,10 +95,7 @@ class Tilt:
 
 
 def twenty_five_to_nine(*, dtype: torch.dtype = torch.float32) -> Tilt:
-    """Return the illustrative example: 25 equal modes on a grid in the plane, nine of which the posterior keeps.
-
-    Source: Venkatraman et al. (2024), with the weights of their code. Used in chapter ``twenty-five-modes-to-nine``.
-    """
+    """Return the example of Venkatraman et al. (2024): 25 equal modes on a grid, nine of which the posterior keeps."""
     axis = (-10.0, -5.0, 0.0, 5.0, 10.0)
     grid = list(product(axis, axis))
     prior = GaussianMixture(torch.tensor(grid, dtype=dtype), torch.full((25,), 1 / 25, dtype=dtype), 0.3)
@@ -121,8 +106,7 @@ def twenty_five_to_nine(*, dtype: torch.dtype = torch.float32) -> Tilt:
 def weights_on(whole: GaussianMixture, part: GaussianMixture) -> Tensor:
     """Return the weights of ``part`` over the means of ``whole``, zero where it has none: ``[components of whole]``.
 
-    Raises ``ValueError`` for a mean of ``part`` that ``whole`` does not have, to the last digit, or has twice. Used in
-    chapter ``twenty-five-modes-to-nine``.
+    Raises ``ValueError`` for a mean of ``part`` that ``whole`` does not have, to the last digit, or has twice.
     """
     _check_one_space(whole=whole, part=part)
     same = (part.means[:, None] == whole.means).all(dim=2)
@@ -135,11 +119,10 @@ def tilted_mode_weights(tilt: Tilt, factor: float) -> Tensor:
     """Return the mode weights of prior(x) exp(factor r(x)), normalised: ``[components of the prior]``.
 
     Within a mode r(x) is nearly constant where modes are far apart: the ratio r_k of posterior weight and prior weight,
-    0 where the posterior has none. So mode k has its prior weight times exp(factor r_k). Left out is the share of a
-    component that lies nearer to another mean, less than 1e-5 in the illustrative example. The first published baseline
-    with weight w and batches of n has the factor (1 - 1/n) / (2w). Raises ``ValueError`` for two variances, a mean of
-    the posterior that the prior does not have, or a factor that is negative, not finite, or so large that its product
-    with r is not. Source: claim B1. Derived in chapter ``anatomy-of-a-baseline``.
+    0 where the posterior has none. So mode k has its prior weight times exp(factor r_k), up to the share of a component
+    that lies nearer to another mean. The first published baseline with weight w and batches of n has the factor (1 -
+    1/n) / (2w). Raises ``ValueError`` for two variances, a mean of the posterior that the prior does not have, or a
+    factor out of range. Source: claim B1. Derived in chapter ``anatomy-of-a-baseline``.
     """
     check_number("factor", factor, at_least=0)
     check_kind("tilt", tilt, Tilt)

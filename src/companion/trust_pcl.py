@@ -13,18 +13,7 @@ shares no code; ``group`` and ``steps`` mean what they mean there.
 import torch
 from torch import Tensor
 
-from companion.validation import (
-    check_constant,
-    check_group,
-    check_last_value,
-    check_log_pi,
-    check_number,
-    check_per_state,
-    check_per_step,
-    check_scalar,
-    check_span,
-    check_steps,
-)
+from companion.validation import Marks, check_group, check_paths, check_scalar, check_span, check_values, check_weights
 
 
 def residual(
@@ -38,7 +27,7 @@ def residual(
     gamma: float = 1.0,
     start: int = 0,
     stop: int | None = None,
-    steps: Tensor | None = None,
+    steps: Marks = None,
 ) -> Tensor:
     """Return the path-consistency residual of each path, on the transitions from ``start`` to ``stop``, not included.
 
@@ -61,8 +50,9 @@ def residual(
     zero, a weight or discount out of range, a span outside the path, or wrong steps. Source: Nachum et al. (2017b), the
     consistency error of Trust-PCL. Derived in chapter ``path-consistency``.
     """
-    _check(log_pi, log_ref, rewards, values, steps)
-    _check_weights(kl_weight, entropy_weight, gamma)
+    check_paths(log_pi, steps=steps, log_ref=log_ref, rewards=rewards)
+    check_values(values, log_pi, steps)
+    check_weights(kl_weight, entropy_weight, gamma)
     stop = log_pi.shape[1] if stop is None else stop
     check_span(start, stop, log_pi.shape[1])
 
@@ -79,10 +69,9 @@ def full_path_values(first_value: Tensor, log_pi: Tensor) -> Tensor:
     ``first_value`` is V(s_0) in units of reward, 0-d, or ``[batch]`` with one per condition, and keeps its gradient; of
     ``log_pi``, ``[batch, steps]``, only shape, dtype and device are used. Returns ``[batch, steps + 1]``, for
     :func:`residual` and :func:`loss` without ``start`` and ``stop``. Raises ``ValueError`` for a wrong rank, shape,
-    dtype or device, or a value that is not finite. Source: the full-path case of Nachum et al. (2017b). Derived in
-    chapter ``path-consistency``.
+    dtype or device, or not finite. Source: Nachum et al. (2017b), full paths. Derived in chapter ``path-consistency``.
     """
-    check_log_pi(log_pi)
+    check_paths(log_pi)
     check_scalar("first_value", first_value, log_pi)
     batch, steps = log_pi.shape
     return torch.nn.functional.pad(first_value.expand(batch)[:, None], (0, steps))
@@ -99,8 +88,8 @@ def loss(
     gamma: float = 1.0,
     start: int = 0,
     stop: int | None = None,
-    group: Tensor | None = None,
-    steps: Tensor | None = None,
+    group: Marks = None,
+    steps: Marks = None,
 ) -> Tensor:
     """Return half the mean squared path-consistency residual, a scalar in units of reward squared.
 
@@ -112,20 +101,3 @@ def loss(
     consistency = residual(log_pi, log_ref, rewards, values, start=start, stop=stop, steps=steps, **weights)
     check_group(group, log_pi)
     return 0.5 * consistency.square().mean()
-
-
-def _check(log_pi: Tensor, log_ref: Tensor, rewards: Tensor, values: Tensor, steps: Tensor | None) -> None:
-    check_log_pi(log_pi)
-    check_per_step("log_ref", log_ref, log_pi)
-    check_per_step("rewards", rewards, log_pi)
-    check_per_state("values", values, log_pi)
-    check_constant(log_ref=log_ref, rewards=rewards)
-    check_last_value(values)
-    check_steps(steps, log_pi=log_pi, log_ref=log_ref, rewards=rewards, values=values)
-
-
-def _check_weights(kl_weight: float, entropy_weight: float, gamma: float) -> None:
-    check_number("kl_weight", kl_weight, at_least=0)
-    check_number("entropy_weight", entropy_weight, at_least=0)
-    check_number("kl_weight + entropy_weight", kl_weight + entropy_weight, above=0)
-    check_number("gamma", gamma, above=0, at_most=1)

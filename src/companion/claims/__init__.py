@@ -1,11 +1,10 @@
 """The registry of claims, and the assertions by which a notebook cell or a test checks one of them.
 
 ``registry/NN-chapter.toml`` gives a chapter's title and states each of its claims once. A chapter is known by its
-notebook's name without the number, and the numbers order the chapters. There is a check for each kind of evidence. It
-takes the ID of its claim first; ``what`` says for the reader, in words or symbols, what is compared. It asserts, or
-raises ``AssertionError``, then prints what was compared and the bound that held, never digits that could differ between
-machines. An unknown claim, one that has no such evidence, and a check that could not fail are a ``ValueError``. The
-book's ledger is written from the checks in its cells and tests.
+notebook's name without the number, which orders the chapters. There is a check for each kind of evidence. It takes the
+ID of its claim; ``what`` says for the reader what is compared. It asserts, then prints what was compared and the bound
+that held, never digits that could differ between machines. An unknown claim, one that has no such evidence, and a check
+that could not fail are a ``ValueError``.
 """
 
 import math
@@ -38,14 +37,10 @@ _ENTRIES = (sympy.Sum, sympy.Indexed, sympy.Derivative, AppliedUndef)
 class Claim:
     """One row of the registry.
 
-    Attributes:
-        id: the label, such as ``E1``.
-        title: the claim in a few words.
-        statement: the claim in a sentence or three, in MyST.
-        chapter: name of the notebook that derives it, without number and ending.
-        evidence: the kinds of evidence that it must have, the strongest first.
-        planned: whether it is still to be shown, although its chapter is there.
-        missed: the part of it that its runs did not bear out, in a few words; empty where there is none.
+    ``id`` is the label, such as ``E1``; ``title`` the claim in a few words, ``statement`` in a sentence or three, in
+    MyST; ``chapter`` the notebook that derives it, without number and ending; ``evidence`` the kinds that it must have,
+    the strongest first; ``planned`` says that it is still to be shown, although its chapter is there, and ``missed``
+    which part of it its runs did not bear out, if any.
     """
 
     id: str
@@ -120,9 +115,8 @@ def check_exact(claim: str, left: Tensor, right: Tensor, what: str, *, scale: Te
 
     The sides, of an enumerated problem, are float64 or float32, of one shape; to claim that ``left`` vanishes, pass
     zeros. ``scale`` is the size of the terms that were summed, a number or a tensor of their shape: see
-    :func:`size_of_terms`. Raises ``ValueError`` for sides that cannot disagree: one and the same tensor, shapes or
-    dtypes that differ, nothing to compare, a scale that is not positive, a tolerance as large as the values, or one
-    that rounding does not need.
+    :func:`size_of_terms`. Raises ``ValueError`` for sides that cannot disagree: one tensor, shapes or dtypes that
+    differ, nothing to compare, a scale that is not positive, or a tolerance as large as the values or without need.
     """
     _require(claim, "exact")
     left, right = left.detach(), right.detach()
@@ -175,10 +169,7 @@ def check_statistical(
 
 
 def check_witness(claim: str, gap: float, what: str, *, above: float) -> None:
-    """Assert that a gap, the size of a failure, is larger than ``above``: the witness that something does not hold.
-
-    The threshold is fixed beforehand. Raises ``ValueError`` for one that rounding could pass.
-    """
+    """Assert that a gap, the size of a failure, is above a threshold, fixed beforehand and beyond rounding."""
     _require(claim, "witness")
     if not above >= 1e-6:
         raise ValueError(f"{claim}: above is {above!r}; expected at least 1e-6, far above rounding. Widen the example.")

@@ -82,10 +82,7 @@ def machine(
 
 
 def tree(forks: Mapping[str, Mapping[str, Sequence[str]]], *, root: str, bold: Collection[str] = ()) -> Figure:
-    """Draw a tree from left to right: root, branches, the forks of each, and in a row the leaves of each fork.
-
-    The leaves of a fork are in bold where ``bold`` has its name. Rows follow the order of the mappings.
-    """
+    """Draw a tree from left to right: root, branches, forks, and in a row the leaves of each, bold if in ``bold``."""
     rows = [(branch, fork, leaves) for branch, under in forks.items() for fork, leaves in under.items()]
     figure, (axes,) = panels(width=7.6, height=0.6 + 0.36 * len(rows))
     box = {"boxstyle": "round,pad=0.35", "fc": "white", "ec": COLOURS["target"]}

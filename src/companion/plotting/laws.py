@@ -33,10 +33,7 @@ def weights_with_intervals(
     xlabel: str = "mode",
     ylabel: str = "weight",
 ) -> Figure:
-    """Draw the target's weights, if there is one, as steps, and each method's mean over seeds, with its interval.
-
-    ``methods`` holds, for each name, one list of weights per seed, as long as ``labels``.
-    """
+    """Draw the target's weights, if any, as steps, and each method's mean over seeds, a list each, with intervals."""
     figure, (axes,) = panels(width=7.4, height=3.6)
     places = np.arange(len(labels))
     if target is not None:

@@ -16,10 +16,8 @@ def grid(
 ) -> Figure:
     """Draw cells shaded by ``values``, ``[rows, columns]`` from 0 to 1, one label each; ``ValueError`` for misfits."""
     if values.shape != (len(rows), len(columns)) or [len(line) for line in labels] != [len(columns)] * len(rows):
-        raise ValueError(
-            f"values is {tuple(values.shape)} for {len(rows)} rows and {len(columns)} columns; expected one value and "
-            "one label per cell. Pass as many of each."
-        )
+        given = f"values is {tuple(values.shape)} for {len(rows)} rows and {len(columns)} columns"
+        raise ValueError(f"{given}; expected one value and one label per cell. Pass as many of each.")
     figure, (axes,) = panels(width=7.4, height=0.8 + 0.28 * len(rows))
     for row, line in enumerate(labels):
         for column, label in enumerate(line):

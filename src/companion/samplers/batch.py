@@ -1,8 +1,7 @@
 """What every sampler gives and every objective takes: a batch of paths, scored; and how a quantity fades over a run.
 
-An objective asks for the same few numbers whatever is sampled, Gaussian steps, the edges of a graph or tokens: a
-:class:`Batch` holds them. The behaviour, which is what draws the paths, is a value of the sampler's own type. Source:
-the choices of behaviour in Venkatraman et al. (2024) and Sendera et al. (2024).
+An objective asks for the same numbers whatever is sampled. The behaviour, which is what draws the paths, is a value of
+the sampler's own type. Source: the behaviours of Venkatraman et al. (2024) and Sendera et al. (2024).
 """
 
 from dataclasses import dataclass
@@ -15,11 +14,12 @@ from companion.plain import storable
 from companion.validation import (
     check_counts,
     check_fits,
+    check_generator,
     check_group,
-    check_matrix,
     check_number,
     check_positive_integers,
     check_steps,
+    check_tensor,
 )
 
 
@@ -51,7 +51,7 @@ class Batch:
     states: Tensor | None = None
 
     def __post_init__(self) -> None:
-        check_matrix("log_pi", self.log_pi, "[batch, steps]")
+        check_tensor("log_pi", self.log_pi, (None, None), "floats, [batch, steps], not empty. Pass one per row.")
         check_fits("log_reward", self.log_reward, self.log_pi, self.log_pi.shape[:1], "[batch], one entry per path")
         for name in ("log_ref", "log_behaviour", "rewards"):
             value = getattr(self, name)
@@ -68,8 +68,7 @@ class Batch:
     def log_weights(self, *, beta: float = 1.0) -> Tensor:
         """Return e of each path, ``beta log r(x) - sum(log_pi - log_ref)``: ``[batch]``, nats. Keeps gradients.
 
-        Its mean is the ELBO over the policy's own paths, the EUBO over paths of the target. Source: claim O3. Derived
-        in chapter ``on-policy-rtb-is-reinforce``.
+        Its mean is the ELBO over the policy's own paths, the EUBO over paths of the target. Source: claim O3.
         """
         return beta * self.log_reward - (self.log_pi - self.log_ref).sum(dim=1)
 
@@ -137,8 +136,10 @@ def check_fading(name: str, number: float | Fading, *, at_most: float | None = N
     check_number(name, at(number, 0), at_least=0, at_most=at_most)
 
 
-def check_behaviour(behaviour: object, *expected: type) -> None:
-    """Refuse a behaviour of another sampler. Raises ``ValueError``."""
+def check_draw(n: int, generator: torch.Generator, behaviour: object, *expected: type) -> None:
+    """Refuse no number of paths, no generator, and a behaviour of another sampler. Raises ``ValueError``."""
+    check_positive_integers(n=n)
+    check_generator(generator)
     if not isinstance(behaviour, expected):
         names = " or ".join(kind.__name__ for kind in expected)
         raise ValueError(f"behaviour is {behaviour!r}; expected {names}, or None. Pass one of this sampler's own.")

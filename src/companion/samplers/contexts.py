@@ -1,8 +1,7 @@
 """The network of the names: the next token from the last few, and from what a wish knows of the text, if it is asked.
 
-Tokens enter by a table for each place they may have, summed; so it is a law of fixed context, whose every probability
-can be listed (:mod:`companion.automata`). The length of the text and the state of an automaton enter by tables of their
-own, zero at first: a network that is given them begins as the network without.
+Tokens enter by a table for each place, summed; so every probability can be listed (:mod:`companion.automata`). The
+length of the text and the state of an automaton enter by tables of their own, zero at first.
 """
 
 from collections.abc import Mapping
@@ -31,7 +30,6 @@ class ContextNetwork(torch.nn.Module):
         max_length: where given, the network is told how many letters there are so far, at most this many.
 
     Raises ``ValueError`` for an automaton of another alphabet, and on rows of more letters than it may be told of.
-
     Source: language models of fixed context, Bengio et al. (2003). Used in chapter ``names-with-a-wish``.
     """
 
@@ -64,10 +62,7 @@ class ContextNetwork(torch.nn.Module):
         self.length = None if max_length is None else torch.nn.Parameter(torch.zeros(max_length + 1, width))
 
     def with_weights(self, weights: Mapping[str, Tensor]) -> "ContextNetwork":
-        """Take over weights by name, and return the network; what is not among them stays as it is, such as zero.
-
-        Raises ``ValueError`` for weights that it does not have, or of another shape.
-        """
+        """Take over weights by name, the rest staying as it is; ``ValueError`` for another name or shape."""
         own = self.state_dict()
         other = [name for name, value in weights.items() if name not in own or own[name].shape != value.shape]
         if other:

@@ -1,9 +1,9 @@
 """Gaussian-transition samplers: a state in R^d, moved by a drift and by noise, with closed-form log-probabilities.
 
 A process starts at s_0 = 0 and takes T steps of dt = 1/T, s' = s + dt u(s, t) + sqrt(sigma^2 dt) noise. The drift u is
-the policy: any function of states and time. A path's log-probability is a sum of Gaussian log-densities, one per step,
-under the drift that drew it or any other. Exploration adds variance to the steps that are *drawn*; the sampler that is
-trained keeps its own. Source: the setting of Venkatraman et al. (2024) and Zhang and Chen (2022).
+the policy: any function of states and time. A path's log-probability sums Gaussian log-densities, one per step, under
+any drift; exploration adds variance to the steps that are *drawn* alone. Source: the setting of Venkatraman et al.
+(2024) and Zhang and Chen (2022). Used in chapter ``twenty-five-modes-to-nine``.
 """
 
 import math
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from companion.plain import storable
-from companion.samplers.batch import Batch, Fading, at, check_behaviour, check_fading, weights_of
+from companion.samplers.batch import Batch, Fading, at, check_draw, check_fading, weights_of
 from companion.validation import (
     check_finite,
     check_generator,
@@ -23,6 +23,7 @@ from companion.validation import (
     check_positive_integers,
     check_replay,
     check_shares,
+    check_tensor,
 )
 
 #: A drift: states ``[..., dim]`` and times ``[...]`` or 0-d, to ``[..., dim]``.
@@ -68,9 +69,8 @@ def rollout(
 ) -> Tensor:
     """Draw ``n`` paths from s_0 = 0 under a drift, without gradients: ``[n, steps + 1, dim]``, where the generator is.
 
-    ``extra_std`` is the standard deviation of exploration noise added to each step, per step, not per unit of time.
-    Raises ``ValueError`` for a drift of the wrong shape, a drift that is not finite, or a number out of range. Source:
-    Euler-Maruyama; exploration as in Sendera et al. (2024). Used in chapter ``twenty-five-modes-to-nine``.
+    ``extra_std`` is the standard deviation of exploration noise, per step. Raises ``ValueError`` for a drift of the
+    wrong shape or not finite, or a number out of range. Source: Euler-Maruyama; Sendera et al. (2024) for the noise.
     """
     with torch.no_grad():
         return traced_rollout(process, drift, n, generator, extra_std=extra_std, dtype=dtype)[0]
@@ -87,10 +87,9 @@ def traced_rollout(
 ) -> tuple[Tensor, Tensor]:
     """Draw paths as :func:`rollout` does, and keep the drifts that drew them, with their gradients.
 
-    Returns the states, ``[n, steps + 1, dim]``, and the drift at all states but the last, ``[n, steps, dim]``, for
-    :func:`step_log_prob`, so that no state is computed twice. Each step is taken from a constant state: gradients flow
-    through the drift at that state only, which is what the log-probability of a given path needs. Source:
-    Euler-Maruyama. Used in chapter ``twenty-five-modes-to-nine``.
+    Returns the states, ``[n, steps + 1, dim]``, and the drift at all but the last, ``[n, steps, dim]``, for
+    :func:`step_log_prob`. Each step is taken from a constant state: gradients flow through the drift at that state
+    only, which is what the log-probability of a given path needs. Source: Euler-Maruyama.
     """
     check_positive_integers(n=n)
     check_generator(generator)
@@ -113,9 +112,8 @@ def traced_rollout(
 def log_prob(process: Process, drift: Drift, states: Tensor, *, extra_std: float = 0.0) -> Tensor:
     """Return the log-density of each step of given paths under a drift: ``[n, steps]``. Keeps gradients.
 
-    ``states`` is ``[n, steps + 1, dim]``; the drift is called once, on all of them but the last. ``extra_std`` is as in
-    :func:`rollout`, where the paths' own law is wanted. Raises ``ValueError`` for states or a drift of the wrong shape,
-    or a number out of range. Source: the Gaussian density. Used in chapter ``twenty-five-modes-to-nine``.
+    ``states`` is ``[n, steps + 1, dim]``; with ``extra_std``, as in :func:`rollout`, it is the explored paths' own law.
+    Raises ``ValueError`` for a wrong shape, or a number out of range. Source: the Gaussian density.
     """
     _check_states(process, states)
     move = ask("The drift", drift, states[:, :-1], process.times(states), like=states[:, :-1])
@@ -124,11 +122,10 @@ def log_prob(process: Process, drift: Drift, states: Tensor, *, extra_std: float
 
 
 def step_log_prob(process: Process, states: Tensor, moves: Tensor, *, extra_std: float = 0.0) -> Tensor:
-    """Return the log-density of each step of given paths, ``[n, steps]``, where the drifts are known already.
+    """Return what :func:`log_prob` does, where the drifts are known already.
 
-    ``states`` is ``[n, steps + 1, dim]`` and ``moves``, which keeps its gradients, ``[n, steps, dim]``, as
-    :func:`traced_rollout` returns them. Raises ``ValueError`` for other shapes, or a negative ``extra_std``. Source:
-    the Gaussian density. Used in chapter ``twenty-five-modes-to-nine``.
+    ``moves``, which keeps its gradients, is ``[n, steps, dim]``, as :func:`traced_rollout` returns it. Raises
+    ``ValueError`` for other shapes, or a negative ``extra_std``. Source: the Gaussian density.
     """
     _check_states(process, states)
     check_answer("The drift", moves, states[:, 1:])
@@ -142,14 +139,9 @@ def step_log_prob(process: Process, states: Tensor, moves: Tensor, *, extra_std:
 class Store:
     """Paths kept to be drawn again, and their score under the reference.
 
-    Attributes:
-        states: ``[paths, steps + 1, dim]``.
-        log_ref: ``[paths, steps]``, nats.
-        log_reward: ``[paths]``.
-        weights: ``[paths]``, >= 0; how often each is drawn, in proportion.
-
-    Raises ``ValueError`` for tensors that do not fit one another in shape, dtype or device, or are not finite, and for
-    weights that are no law.
+    ``states`` is ``[paths, steps + 1, dim]``, ``log_ref`` ``[paths, steps]``, nats, ``log_reward`` ``[paths]``;
+    ``weights``, ``[paths]``, >= 0, say how often each is drawn, in proportion. Raises ``ValueError`` for tensors that
+    do not fit in shape, dtype or device, or are not finite, or no weights.
     """
 
     states: Tensor
@@ -159,9 +151,8 @@ class Store:
 
     def __post_init__(self) -> None:
         states = self.states
-        if not isinstance(states, Tensor) or states.ndim != 3 or 0 in states.shape or not states.is_floating_point():
-            expected = "expected floats, [paths, steps + 1, dim], one path or more. Make it with resampled_prior_paths."
-            raise ValueError(f"states of the store is {_kind(states)}; {expected}")
+        rule = "floats, [paths, steps + 1, dim], one path or more. Make it with resampled_prior_paths."
+        check_tensor("states of the store", states, (None, None, None), rule)
         one_each = states[:, 0, 0]
         likes = {"states": states, "log_ref": states[:, 1:, 0], "log_reward": one_each, "weights": one_each}
         for name, like in likes.items():
@@ -175,10 +166,9 @@ class Store:
 class Exploration:
     """The behaviour of a :class:`DiffusionSampler`: fresh paths with more noise, and paths from its store.
 
-    ``noise`` is the standard deviation added to each fresh step, per step, >= 0, a number, or one that fades;
-    ``replayed`` is the share of each batch that comes from the store, and ``replay_until`` the iteration from which
-    nothing is replayed; None replays to the end. Raises ``ValueError`` for a number out of range, or an end of what
-    never begins. Source: Sendera et al. (2024) for the noise. Used in chapter ``twenty-five-modes-to-nine``.
+    ``noise`` is the standard deviation added to each fresh step, >= 0, a number, or one that fades; ``replayed`` is the
+    share of each batch that comes from the store, up to iteration ``replay_until``; None replays to the end. Raises
+    ``ValueError`` for a number out of range, or an end of what never begins. Source: Sendera et al. (2024).
     """
 
     noise: float | Fading = 0.0
@@ -204,9 +194,8 @@ class DiffusionSampler:
         log_reward: log r of the last states, ``[batch, dim]`` to ``[batch]``.
         store: paths to be replayed, as :func:`resampled_prior_paths` makes them.
 
-    Raises ``ValueError`` for a drift or a store of another process, and for what is no function where one is due. What
-    the functions return is checked wherever they are called: shape, dtype and device, and that states are left alone.
-    Source: Venkatraman et al. (2024). Used in chapter ``twenty-five-modes-to-nine``.
+    Raises ``ValueError`` for a drift or a store of another process, for what is no function, and wherever one returns
+    another shape, dtype or device, or writes over its states. Source: Venkatraman et al. (2024).
     """
 
     def __init__(
@@ -239,10 +228,8 @@ class DiffusionSampler:
 
         Raises ``ValueError`` for another sampler's behaviour, a share of no store, or a log-reward that is not finite.
         """
-        check_positive_integers(n=n)
-        check_generator(generator)
         behaviour = Exploration() if behaviour is None else behaviour
-        check_behaviour(behaviour, Exploration)
+        check_draw(n, generator, behaviour, Exploration)
         device = self.parameters()[0].device
         if generator.device.type != device.type:
             raise ValueError(f"generator is on {generator.device}; expected {device} as the policy. Make it there.")
@@ -255,10 +242,7 @@ class DiffusionSampler:
         return Batch(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
 
     def log_weights(self, states: Tensor, *, beta: float = 1.0) -> Tensor:
-        """Return e of given paths, ``[n]``, float64: :meth:`companion.samplers.batch.Batch.log_weights`.
-
-        ``states`` is ``[n, steps + 1, dim]``. Sums are taken in float64, whatever the paths are. Keeps gradients.
-        """
+        """Return e of paths, ``[n, steps + 1, dim]``: ``[n]``, float64, as :meth:`Batch.log_weights` does."""
         log_pi, log_ref = (log_prob(self.process, drift, states).double() for drift in (self.policy, self.reference))
         log_reward = ask("log_reward", self.log_reward, states[:, -1], like=states[:, -1, 0])
         return Batch(log_pi, log_ref, log_reward.double()).log_weights(beta=beta)
@@ -306,9 +290,8 @@ def resampled_prior_paths(
 ) -> Store:
     """Draw ``n`` paths of the reference, to be replayed in proportion to r(x)^beta: nearly paths of the target.
 
-    As ``n`` grows the law of a replayed path tends to p*(tau). The paths need no policy, so they can be drawn before
-    training begins. Raises ``ValueError`` as :func:`rollout` does, and for ``beta <= 0``. Source: importance
-    resampling; its use here is off-policy, which claim O6 allows. Used in chapter ``twenty-five-modes-to-nine``.
+    As ``n`` grows the law of a replayed path tends to p*(tau). Raises ``ValueError`` as :func:`rollout` does, and for
+    ``beta <= 0``. Source: importance resampling; its use here is off-policy, which claim O6 allows.
     """
     check_number("beta", beta, above=0)
     with torch.no_grad():
@@ -338,16 +321,14 @@ class _Record:
 
 
 def _check_states(process: Process, states: Tensor) -> None:
-    shape = tuple(states.shape) if isinstance(states, Tensor) else type(states).__name__
-    if not isinstance(states, Tensor) or states.ndim != 3 or shape[1:] != (process.steps + 1, process.dim):
-        raise ValueError(f"states is {shape}; expected [n, {process.steps + 1}, {process.dim}]. Use rollout's.")
+    shape = (None, process.steps + 1, process.dim)
+    check_tensor("states", states, shape, f"[n, {shape[1]}, {shape[2]}]. Use rollout's.", least=0)
 
 
 def ask(name: str, function: Callable[..., Tensor], states: Tensor, *times: Tensor, like: Tensor) -> Tensor:
-    """Call a function of the user's on states, and return what it says of them.
+    """Call a function of the user's on states, and return what it says of them, which need not be finite.
 
-    Raises ``ValueError`` unless that is a tensor of the shape, dtype and device of ``like``, and the states are as they
-    were. (What is not finite is for the caller to refuse.)
+    Raises ``ValueError`` unless that is as :func:`check_answer` asks, and the states are as they were.
     """
     before = None if states.is_inference() else states._version  # in inference mode torch counts no versions
     answer = function(states, *times)

@@ -1,7 +1,4 @@
-"""Drifts in closed form: the one that ends in a mixture of Gaussians, and classifier guidance.
-
-By the first a prior needs no training, and its posterior has a drift to compare with; guidance trains nothing.
-"""
+"""Drifts in closed form: the one that ends in a mixture of Gaussians, and classifier guidance."""
 
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
@@ -32,10 +29,7 @@ class MixtureDrift:
             raise ValueError(f"mixture has dimension {dim}; expected {self.process.dim}. Match the process.")
 
     def __call__(self, states: Tensor, times: Tensor) -> Tensor:
-        """Return the drift at ``states``, ``[..., dim]``, and ``times`` in [0, 1), which broadcast to ``[...]``.
-
-        At time 0 the state is taken to be 0, where every path begins.
-        """
+        """Return the drift at ``states``, ``[..., dim]``, at 0 of the state 0; ``times``, below 1, broadcast."""
         time = times[..., None, None]
         bridge = self.process.variance * time * (1 - time)
         spread = time.square() * self.mixture.variance + bridge  # of s_t, given the component
@@ -52,12 +46,11 @@ class MixtureDrift:
 class GuidedDrift:
     """Classifier guidance: the prior's drift, pushed along the gradient of log r at the state of the moment.
 
-    It adds ``strength sigma^2 k/(k + 1) grad log r(s_k)`` at step k of ``process``. Nothing is trained, and the
-    samples do not follow p*: log r(s_k) stands where the logarithm of the expected reward of the *end* would have to.
-
-    ``drift`` is the prior's; ``log_reward`` is log r, ``[n, dim]`` to ``[n]``, differentiable, where a gradient that is
-    not finite counts as zero; ``strength`` is the factor on the gradient, >= 0. Source: Dhariwal and Nichol (2021), in
-    the form that Venkatraman et al. (2024) compare with. Used in chapter ``twenty-five-modes-to-nine``.
+    It adds ``strength sigma^2 k/(k + 1) grad log r(s_k)`` at step k of ``process``. Nothing is trained, and the samples
+    do not follow p*: log r(s_k) stands where the logarithm of the expected reward of the *end* would have to. ``drift``
+    is the prior's; ``log_reward`` is log r, ``[n, dim]`` to ``[n]``, differentiable, where a gradient that is not
+    finite counts as zero; ``strength`` is >= 0. Source: Dhariwal and Nichol (2021), as Venkatraman et al. (2024)
+    compare with. Used in chapter ``twenty-five-modes-to-nine``.
     """
 
     process: Process

@@ -18,10 +18,9 @@ from companion.validation import check_finite, check_generator, check_positive_i
 class DriftNetwork(torch.nn.Module):
     """A drift to be trained: features of time and state, summed, through two hidden layers.
 
-    Time enters as sines and cosines at ``width`` frequencies from 0.1 to 100, with learned phases, through two layers;
-    it is computed once for each time, not for each state. ``width`` is also the number of hidden units; ``generator``
-    is the source of the initial weights: nothing is drawn from global state. Source: the network of Zhang and Chen
-    (2022), as Venkatraman et al. (2024) use it. Used in chapter ``twenty-five-modes-to-nine``.
+    Time enters as sines and cosines at ``width`` frequencies from 0.1 to 100, with learned phases, through two layers.
+    ``width`` is also the number of hidden units; ``generator`` is the source of the initial weights. Source: Zhang and
+    Chen (2022), as Venkatraman et al. (2024) use it. Used in chapter ``twenty-five-modes-to-nine``.
     """
 
     #: Of the sines and cosines of time, ``[width]``.
@@ -49,11 +48,7 @@ class DriftNetwork(torch.nn.Module):
 
     @classmethod
     def load(cls, process: Process, path: Path | str) -> "DriftNetwork":
-        """Return the network whose weights an npz file holds, one array for each name of its state dictionary.
-
-        It is of the dtype of the file, float32 or float64, so that no digit is lost. Raises ``ValueError`` where the
-        file cannot be read, holds other weights, or some that are not finite.
-        """
+        """Return the network of an npz file's weights, in its dtype; ``ValueError`` for others, or not finite."""
         arrays = read_arrays(path)
         phases = arrays.get("phases", np.empty(0))
         network = cls(process, torch.Generator(), width=max(1, phases.size))
@@ -72,10 +67,7 @@ class DriftNetwork(torch.nn.Module):
         return network
 
     def forward(self, states: Tensor, times: Tensor) -> Tensor:
-        """Return the drift at ``states``, ``[..., dim]``, and ``times``, which broadcast to ``[...]``.
-
-        Whole paths, ``[n, steps, dim]`` with times ``[steps]``, go through in blocks, unless the states need gradients.
-        """
+        """Return the drift at ``states``, ``[..., dim]``, and ``times``, broadcast; whole paths go in blocks."""
         if states.ndim == 3 and len(states) > 0 and times.shape == states.shape[1:2] and not states.requires_grad:
             tape = self.record(times, len(states))
             tape.run(states.transpose(0, 1))

@@ -1,8 +1,7 @@
 """A policy that is a table: one logit for each edge of an enumerable problem, so that a run can be compared exactly.
 
-It is trained by the same loop as networks are. On every path at once, each path once, a loss is no estimate: the mean
-over the batch is an expectation under a law that draws all paths equally often, and self-normalised importance weights
-make it one under the policy. Chapter ``enumerable-ground-truth`` trains everything so.
+On every path at once a loss is no estimate: its mean is an expectation under a law that draws all paths equally often,
+and self-normalised importance weights make it one under the policy. Used in chapter ``enumerable-ground-truth``.
 """
 
 from dataclasses import dataclass
@@ -12,17 +11,13 @@ from torch import Generator, Tensor
 
 from companion.mdp import Paths, Problem, enumerate_paths, log_softmax
 from companion.plain import storable
-from companion.samplers.batch import Batch, Fading, at, check_behaviour, check_fading
-from companion.validation import check_generator, check_positive_integers
+from companion.samplers.batch import Batch, Fading, at, check_draw, check_fading
 
 
 @storable
 @dataclass(frozen=True)
 class UniformMixture:
-    """A behaviour: at each step, with probability ``epsilon``, which may fade, a uniform action, not the policy's.
-
-    Raises ``ValueError`` for an epsilon outside [0, 1].
-    """
+    """A behaviour: at each step a uniform action with probability ``epsilon``, that may fade; ``ValueError`` if > 1."""
 
     epsilon: float | Fading = 0.0
 
@@ -37,11 +32,10 @@ class EveryPath:
 
 
 class TabularSampler:
-    """A policy with one logit for each edge of an enumerable problem.
+    """A policy with one logit for each edge of an enumerable problem, a tree or graph with finite rewards.
 
-    ``problem`` is a tree or graph with finite rewards; ``logits``, ``[edges]``, those of the reference by default, are
-    to be trained: the policy is their softmax over the edges that leave a state. Raises ``ValueError`` for logits of
-    another shape, or without a gradient. Source: :mod:`companion.mdp`. Used in chapter ``enumerable-ground-truth``.
+    ``logits``, ``[edges]``, those of the reference by default, are to be trained: the policy is their softmax over the
+    edges that leave a state. Raises ``ValueError`` for another shape, or no gradient. Source: :mod:`companion.mdp`.
     """
 
     def __init__(self, problem: Problem, logits: Tensor | None = None) -> None:
@@ -71,14 +65,9 @@ class TabularSampler:
     def draw(
         self, n: int, generator: Generator, behaviour: UniformMixture | EveryPath | None = None, iteration: int = 0
     ) -> Batch:
-        """Draw ``n`` paths, or list every one.
-
-        Raises ``ValueError`` for another sampler's behaviour, or, for every path, an ``n`` other than their number.
-        """
-        check_positive_integers(n=n)
-        check_generator(generator)
+        """Draw ``n`` paths, or list all ``n``; ``ValueError`` for another sampler's behaviour, or number of them."""
         behaviour = UniformMixture() if behaviour is None else behaviour
-        check_behaviour(behaviour, UniformMixture, EveryPath)
+        check_draw(n, generator, behaviour, UniformMixture, EveryPath)
         if isinstance(behaviour, EveryPath):
             return self._every(n)
         epsilon, policy = at(behaviour.epsilon, iteration), self.log_policy().detach().exp()

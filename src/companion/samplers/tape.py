@@ -1,9 +1,8 @@
 """How the network of the illustrative example is made fast: one pass in blocks that stay in the cache.
 
-A path evaluates the network, and its gradient, at every state. Whole batches of paths make arrays that no cache holds;
-single steps make calls too short to be worth their overhead. So what runs on every state is written here once, forward
-and backward, over blocks of steps. A rollout fills the blocks step by step and the backward pass reads them, so that no
-state is evaluated twice. The page on speed measures it.
+Whole batches of paths make arrays that no cache holds; single steps make calls too short to be worth their overhead. So
+what runs on every state is written here once, forward and backward, over blocks of steps: a rollout fills them step by
+step and the backward pass reads them, so that no state is evaluated twice. The page on speed measures it.
 """
 
 from collections.abc import Sequence
@@ -25,13 +24,10 @@ class Tape:
 
     Args:
         first: ``[steps, width]``; what time, and the bias, add to the first layer at each step.
-        weights: of the four layers, ``[out, in]`` each.
-        biases: of all layers but the first.
-        n: number of paths.
+        weights, biases: of the four layers, ``[out, in]`` each; of all layers but the first.
         pool: where the memory of passes that are over is kept, to be used again: fresh memory costs more than a pass.
 
-    Between forward and backward it holds six arrays of ``[steps, n, width]``, where gradients are wanted; the backward
-    pass gives them back, so it runs once.
+    For gradients it holds six arrays of ``[steps, n, width]``, which the backward pass gives back: it runs once.
     """
 
     def __init__(self, first: Tensor, weights: list[Tensor], biases: list[Tensor], n: int, pool: list[Tensor]) -> None:
@@ -49,10 +45,7 @@ class Tape:
         self.out_rows, self.first_rows = self.out.unbind(), self.first.unbind()
 
     def step(self, k: int, state: Tensor) -> Tensor:
-        """Fill the next step, ``k``, at ``state``, ``[n, dim]``, and return the drift there, ``[n, dim]``, a constant.
-
-        Raises ``ValueError`` for any other step.
-        """
+        """Fill step ``k`` at ``state``, ``[n, dim]``; return the drift there; ``ValueError`` unless it is the next."""
         if k != len(self.visited):
             raise ValueError(f"k is {k}; expected {len(self.visited)}, the next step. Take the steps in their order.")
         before, after = self.pairs[k if self.keep else 0]

@@ -4,7 +4,7 @@ A row of tokens is a prompt, the text that goes on from it, the token that ends 
 again. The module maps rows ``[batch, columns]`` to logits ``[batch, columns, vocabulary]``; the logits at a column are
 of the token in the next one. A step of a path is a token after the prompt, the end among them. Padding is no step:
 there every per-step entry is zero, and ``steps`` says where a path ends. A text of the maximal length ends with
-probability one, so that the probabilities of all texts sum to one.
+probability one, so that the probabilities of all texts sum to one. Used in chapter ``names-with-a-wish``.
 """
 
 import copy
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from companion.plain import storable
-from companion.samplers.batch import Batch, Fading, at, check_behaviour, check_fading, weights_of
+from companion.samplers.batch import Batch, Fading, at, check_draw, check_fading, weights_of
 from companion.validation import (
     check_counts,
     check_finite,
@@ -29,6 +29,7 @@ from companion.validation import (
     check_positive_integers,
     check_replay,
     check_shares,
+    check_tensor,
     check_tokens,
 )
 
@@ -41,15 +42,11 @@ Model = Callable[[Tensor], Tensor]
 class Writing:
     """The behaviour of a :class:`TokenSampler`: who writes the texts of a batch.
 
-    Attributes:
-        epsilon: probability, at each token, of a uniform one in place of the writer's; a number, or one that fades.
-        temperature: divides the writer's logits, > 0.
-        reference: probability, for each text, that the reference writes it, as it is; a number, or one that fades.
-        refresh: None where the policy writes; else its copy does, refreshed at iterations that are multiples of this.
-        replayed: share of each batch that comes from the store.
-        replay_until: iteration from which nothing is replayed; None replays to the end.
-
-    Raises ``ValueError`` for a number out of range, or an end of what never begins.
+    ``epsilon`` is the probability, at each token, of a uniform one in place of the writer's, and ``reference`` that,
+    for each text, of the reference as its writer: numbers, or such as fade. ``temperature``, > 0, divides the writer's
+    logits. Where ``refresh`` is not None the policy's copy writes, refreshed at iterations that are multiples of it.
+    ``replayed`` is the share of each batch that comes from the store, up to iteration ``replay_until``; None replays to
+    the end. Raises ``ValueError`` for a number out of range, or an end of what never begins.
     """
 
     epsilon: float | Fading = 0.0
@@ -70,15 +67,11 @@ class Writing:
 
 @dataclass(frozen=True, eq=False)
 class TextStore:
-    """Texts kept to be drawn again.
+    """Texts kept to be drawn again: ``tokens``, ``[texts, max_length + 2]``, int64, are whole rows, prompts included.
 
-    Attributes:
-        tokens: ``[texts, max_length + 2]``, int64; whole rows, prompts included.
-        weights: ``[texts]``, floats >= 0; how often each is drawn, in proportion.
-        prompt: ``[texts]``, int64; which of the sampler's prompts each goes on from. None where it has just one.
-
-    Raises ``ValueError`` for rows that are no tokens, or weights that are no law over them. Prompts are for the sampler
-    to check.
+    ``weights``, ``[texts]``, floats >= 0, say how often each is drawn, in proportion; ``prompt``, ``[texts]``, int64,
+    which of the sampler's prompts it goes on from, None where there is just one; the sampler checks that. Raises
+    ``ValueError`` for rows that are no tokens, or no weights.
     """
 
     tokens: Tensor
@@ -107,14 +100,10 @@ class TokenSampler:
 
     Where a model has ``begin(tokens, lengths)``, which returns the logits of the next token, ``[batch, vocabulary]``,
     and a cache, and ``advance(tokens, cache)``, which reads one more token of each row and returns the same, texts are
-    drawn with these, so that no beginning is computed twice. Texts that have ended are read on with the rest, beyond
-    ``max_length`` where prompts differ in length; what is said of them is not looked at.
-
-    Raises ``ValueError`` for prompts that are too long or outside the vocabulary; a model that returns another shape,
-    looks ahead, or says otherwise from its cache; models of two vocabularies; a store of other rows; and, for a copy,
-    a policy that :meth:`parameters` refuses.
-
-    Source: Venkatraman et al. (2024), who train token models by RTB. Used in chapter ``names-with-a-wish``.
+    drawn with these; rows that have ended are read on, and what is said of them is not looked at. Raises ``ValueError``
+    for prompts that are too long or outside the vocabulary; a model that returns another shape, looks ahead, or says
+    otherwise from its cache; models of two vocabularies; a store of other rows; and, for a copy, a policy that
+    :meth:`parameters` refuses. Source: Venkatraman et al. (2024), who train token models by RTB.
     """
 
     def __init__(
@@ -143,10 +132,8 @@ class TokenSampler:
         check_tokens("prompts", self.prompts, self.vocabulary)
         check_tokens("end", torch.tensor([[end]]), self.vocabulary)
         if self.prompts.shape[1] > max_length + 1:
-            raise ValueError(
-                f"prompts has {self.prompts.shape[1]} columns; expected at most {max_length + 1}, max_length and the "
-                "first token. Shorten them, or raise max_length."
-            )
+            expected = f"at most {max_length + 1}, max_length and the first token. Shorten them, or raise max_length."
+            raise ValueError(f"prompts has {self.prompts.shape[1]} columns; expected {expected}")
         #: Tokens of each prompt, ``[conditions]``.
         self.prompt_lengths = ((self.prompts != end) * torch.arange(self.prompts.shape[1])).amax(dim=1) + 1
         #: The most steps that a path has: the columns of a batch.
@@ -177,10 +164,8 @@ class TokenSampler:
         wants a copy or a store that is not there; for a number of fresh texts that is no multiple of a group; for
         logits that are NaN; and for a log-reward that is NaN or +inf, or looks past the end.
         """
-        check_positive_integers(n=n)
-        check_generator(generator)
         behaviour = Writing() if behaviour is None else behaviour
-        check_behaviour(behaviour, Writing)
+        check_draw(n, generator, behaviour, Writing)
         if behaviour.refresh is not None:
             self._refresh(behaviour.refresh, iteration)
         if behaviour.replayed and self.store is None:
@@ -195,8 +180,7 @@ class TokenSampler:
     def lengths(self, tokens: Tensor, prompt: Tensor | None = None) -> Tensor:
         """Return the number of tokens of each row up to its end, ``[rows]``: the first end token after its prompt.
 
-        Raises ``ValueError`` for rows of another width, tokens outside the vocabulary, a row that does not begin with
-        its prompt or does not end, and a ``prompt`` that is not there.
+        Raises ``ValueError`` for rows of another width, other tokens, prompt or no end, and a ``prompt`` not there.
         """
         check_tokens("tokens", tokens, self.vocabulary)
         prompt = self._prompt_of(len(tokens), prompt)
@@ -204,17 +188,15 @@ class TokenSampler:
         ends = (tokens == self.end) & after
         wide = tokens.shape[1] == self.max_length + 2
         if not wide or not bool((ends.any(dim=1) & ((tokens == self._begun(prompt)) | after).all(dim=1)).all()):
-            raise ValueError(
-                f"tokens is {tuple(tokens.shape)}, of other rows; expected [rows, {self.max_length + 2}], each its "
-                f"prompt, then a text with token {self.end} at its end. Pad with it."
-            )
+            expected = f"[rows, {self.max_length + 2}], each its prompt, then a text with token {self.end} at its end"
+            mend = "Pad with it."
+            raise ValueError(f"tokens is {tuple(tokens.shape)}, of other rows; expected {expected}. {mend}")
         return ends.int().argmax(dim=1) + 1
 
     def log_prob(self, model: Model, tokens: Tensor, prompt: Tensor | None = None) -> Tensor:
-        """Return the log-probability of each token after the prompt, and of the end: ``[rows, steps]``, 0 in padding.
+        """Return the log-probability of each token after the prompt, with the end: ``[rows, steps]``, 0 in padding.
 
-        ``tokens`` is ``[rows, max_length + 2]``; ``prompt``, ``[rows]``, says which prompt each goes on from. Keeps
-        gradients. Raises ``ValueError`` as :meth:`lengths`.
+        Arguments and errors as in :meth:`lengths`. Keeps gradients.
         """
         lengths, prompt = self.lengths(tokens, prompt), self._prompt_of(len(tokens), prompt)
         return self._picked(self._law(model(tokens[:, :-1])), tokens, prompt, lengths)
@@ -294,17 +276,14 @@ class TokenSampler:
             return torch.zeros(rows, dtype=torch.int64)
         whole = isinstance(prompt, Tensor) and prompt.dtype == torch.int64 and prompt.shape == (rows,)
         if prompt is None or not whole or not bool(((prompt >= 0) & (prompt < len(self.prompts))).all()):
-            raise ValueError(
-                f"prompt is {prompt!r}; expected int64 [{rows}], 0 to {len(self.prompts) - 1}. Say which each row has."
-            )
+            expected = f"int64 [{rows}], 0 to {len(self.prompts) - 1}. Say which each row has."
+            raise ValueError(f"prompt is {prompt!r}; expected {expected}")
         return prompt
 
     def _ask(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """log r of rows; the first time also with other tokens beyond the end, which must change nothing."""
         answer = self.log_reward(tokens, lengths)
-        if not isinstance(answer, Tensor) or answer.shape != lengths.shape or not answer.is_floating_point():
-            given = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
-            raise ValueError(f"log_reward is {given}; expected floats, {tuple(lengths.shape)}. Return one for each.")
+        check_tensor("log_reward", answer, (len(lengths),), f"floats, ({len(lengths)},). Return one for each.")
         check_minus_infinity_only("log_reward", answer)
         if not self._asked:
             beyond = torch.arange(tokens.shape[1]) >= lengths[:, None]
@@ -321,9 +300,8 @@ class TokenSampler:
         other = tokens.clone()
         for name, model in (("policy", self.policy), ("reference", self.reference)):
             logits = model(tokens)
-            shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            if shape[:2] != tokens.shape or len(shape) != 3:
-                raise ValueError(f"{name} returns {shape}; expected [batch, columns, vocabulary]. Return all columns.")
+            shape, rule = (1, tokens.shape[1], None), "[batch, columns, vocabulary]. Return all columns."
+            check_tensor(f"{name}'s answer", logits, shape, rule)
             other[:, -1] = 1 % logits.shape[2]
             if not _alike(model(other)[:, :-1], logits[:, :-1]):
                 raise ValueError(f"{name} looks ahead: later tokens change its logits; expected it causal. Mask them.")
@@ -358,11 +336,8 @@ class TokenSampler:
 def resampled_prior_texts(sampler: TokenSampler, n: int, generator: torch.Generator, *, beta: float = 1.0) -> TextStore:
     """Draw ``n`` texts of a sampler's reference, to be replayed in proportion to r(x)^beta within each prompt.
 
-    As ``n`` grows the law of a replayed text tends to p*(x), each prompt as likely. Raises ``ValueError`` for
-    ``beta <= 0``, and where no text of some prompt has r > 0.
-
-    Source: importance resampling, as :func:`companion.samplers.diffusion.resampled_prior_paths`. Used in chapter
-    ``names-with-a-wish``.
+    As ``n`` grows the law of a replayed text tends to p*(x). Raises ``ValueError`` for ``beta <= 0``, and where no text
+    of some prompt has r > 0. Source: as :func:`companion.samplers.diffusion.resampled_prior_paths`.
     """
     check_number("beta", beta, above=0)
     check_positive_integers(n=n)
@@ -373,9 +348,8 @@ def resampled_prior_texts(sampler: TokenSampler, n: int, generator: torch.Genera
     for condition in range(len(sampler.prompts)):
         of_it = prompt == condition
         if not bool(log_reward[of_it].isfinite().any()):
-            raise ValueError(
-                f"Of {int(of_it.sum())} texts of prompt {condition} none has a reward; expected some. Draw more texts."
-            )
+            given = f"Of {int(of_it.sum())} texts of prompt {condition} none has a reward"
+            raise ValueError(f"{given}; expected some. Draw more texts.")
         weights[of_it] = log_reward[of_it].softmax(dim=0)
     kept = weights > 0
     return TextStore(tokens[kept], weights[kept], prompt[kept])

@@ -4,7 +4,6 @@ A checkpoint names its run, by settings, weights and generator at the start: for
 """
 
 import contextlib
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from companion.plain import digest, digest_of_arrays, to_array
-from companion.records import write_whole
+from companion.records import read_arrays, write_whole
 from companion.training.history import History
 
 
@@ -25,15 +24,11 @@ from companion.training.history import History
 class Run:
     """The state of a run.
 
-    Attributes:
-        optimiser: torch's, with the tensors that it trains.
-        generator: the source of every draw.
-        settings: what the run is, by name; a checkpoint with other settings belongs to another run.
-        modules: networks whose buffers, such as the statistics of a batch norm, change while it trains.
-        history: what it has left behind so far.
-        seconds: of processor time so far.
-        identity: the settings, and digests of what there was at the start; :func:`begin` sets it.
-        around: a digest of torch's global generators at the start, which a run without dropout leaves alone.
+    ``settings`` say by name what it is, and ``identity`` what there was at the start too, which :func:`begin` sets: a
+    checkpoint with others belongs to another run. ``optimiser`` is torch's; every draw is from ``generator``;
+    ``modules`` are networks whose buffers, such as the statistics of a batch norm, change; ``history`` is what it left
+    behind so far, in ``seconds`` of processor time. ``around`` is a digest of torch's global generators at the start,
+    which a run without dropout leaves alone.
     """
 
     optimiser: torch.optim.Optimizer
@@ -63,10 +58,7 @@ class Run:
 
 
 def begin(path: Path | str, run: Run) -> int:
-    """Take up a checkpoint where there is one, and return the number of steps done.
-
-    Raises ``ValueError`` for a path that cannot be written to, a damaged file, and the checkpoint of another run.
-    """
+    """Take up a checkpoint, if there; return the steps done. ``ValueError`` for no path, damage, or another run."""
     path = Path(path)
     if path.is_dir() or not path.parent.is_dir():
         raise ValueError(f"checkpoint is {path}; expected a file in a folder that is there. Make the folder first.")
@@ -117,10 +109,8 @@ def _load(path: Path, run: Run) -> int:
 
 def _read(path: Path) -> dict[str, NDArray[Any]]:
     """Read a checkpoint. Whatever is wrong with the file shows in its digest, or in that it cannot be read at all."""
-    content = path.read_bytes()
-    # What numpy and zipfile raise for a broken file is no fixed list.
-    with contextlib.suppress(Exception), np.load(io.BytesIO(content), allow_pickle=False) as file:
-        arrays: dict[str, NDArray[Any]] = dict(file)
+    with contextlib.suppress(ValueError, KeyError):
+        arrays = read_arrays(path)
         if str(arrays.pop("digest")) == digest_of_arrays(arrays):
             return arrays
     mend = "Remove it, to begin the run anew, or pass another path."

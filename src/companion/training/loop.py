@@ -45,22 +45,20 @@ def fine_tune(
         schedule: how long, in which batches, at which rates.
         generator: the source of every draw; its device is the sampler's.
         behaviour: what draws the paths, of the sampler's own type; None for the policy's own paths.
-        evaluate: called before the first step, every ``evaluate_every`` steps and at the end; returns measures by name.
-            It must draw from a generator of its own.
+        evaluate: called at the start, every ``evaluate_every`` steps and at the end, for measures by name; what it
+            draws comes from a generator of its own.
         checkpoint: a file from which an interrupted run goes on, and which is written, whole or not at all, every
-            ``checkpoint_every`` steps and at the end. It holds arrays only, no pickles. To go on, make sampler,
-            objective and generator as they were at the start of the run; those that the checkpoint left will do too.
-            It keeps buffers of modules, and, where a run draws from torch's global generators, as dropout does,
-            their states; to seed them before the run is up to you.
+            ``checkpoint_every`` steps and at the end. To go on, make sampler, objective and generator as they were at
+            the start of the run, or as the checkpoint left them. It keeps buffers of modules, and, where a run draws
+            from torch's global generators, as dropout does, their states; to seed them is up to you.
         evaluate_every, checkpoint_every: steps from one to the next.
-        stop_after: a number of steps after which to stop, the schedule being that of the whole run: the start of a
-            run, to be looked at or to be gone on with. Nothing is evaluated there that the whole run would not.
+        stop_after: a number of steps after which to stop, all else being as in the whole run, to be gone on with.
         label: what else defines the run, above all the reward: of a function a checkpoint knows only the name.
         progress: whether to show a progress bar.
 
     Raises ``ValueError`` for bad values, samplers, objectives, batches or measures; a loss that does not depend on the
-    policy; a behaviour of another sampler; a checkpoint that is damaged, or of another run.
-    Source: Venkatraman et al. (2024). Used in chapter ``twenty-five-modes-to-nine``.
+    policy; a behaviour of another sampler; a checkpoint that is damaged, or of another run. Source: Venkatraman et al.
+    (2024). Used in chapter ``twenty-five-modes-to-nine``.
     """
     if not isinstance(schedule, Schedule):
         raise ValueError(f"schedule is {schedule!r}; expected a Schedule. Pass companion.training.Schedule(...).")
@@ -80,6 +78,8 @@ def fine_tune(
             _check_source(loss, batch)
         return loss, row
 
+    settings = {"sampler": type(sampler), "objective": objective, "schedule": schedule, "behaviour": behaviour}
+    settings |= {f"sampler's {name}": value for name, value in getattr(sampler, "constants", dict)().items()}
     # A module that shares weights with the policy must not have them trained twice.
     own = [tensor for tensor in learned if all(tensor is not other for other in trained)]
     history = optimise(
@@ -93,7 +93,7 @@ def fine_tune(
         checkpoint=checkpoint,
         checkpoint_every=checkpoint_every,
         stop_after=stop_after,
-        label={"label": label} | _settings(sampler, objective=objective, schedule=schedule, behaviour=behaviour),
+        label={"label": label} | {name: describe(value) for name, value in settings.items()},
         modules=list(_modules((sampler, objective), set())),
         progress=progress,
     )
@@ -120,8 +120,7 @@ def optimise(
     """Run Adam on any loss: the loop under :func:`fine_tune`, for what is not fine-tuning, such as training a prior.
 
     Args:
-        loss_of: the loss of an iteration, 0-d, and what the history should keep of it: numbers by name, of which
-            ``"loss"`` and ``"seconds"`` are taken.
+        loss_of: the loss of an iteration, 0-d, and more for the history by name, ``"loss"`` and ``"seconds"`` apart.
         groups: tensors to be trained, with the rate of each group; the loss depends on some of each.
         iterations: number of steps.
         generator: the source of every draw in ``loss_of``; a checkpoint keeps its state.
@@ -130,9 +129,8 @@ def optimise(
         label: what the run is, as one text or as several by name; a checkpoint with another is refused.
         modules: networks whose buffers, such as the statistics of a batch norm, a checkpoint should keep.
 
-    Raises ``ValueError`` for a bad number, no generator, a loss that is no scalar or does not depend on what is
-    trained, measures without a name or under a taken one, and a checkpoint that is damaged, or of another run. Source:
-    Adam is torch's. Used in chapter ``twenty-five-modes-to-nine``.
+    Raises ``ValueError`` as :func:`fine_tune`, for a loss that is no scalar, and measures without a name or under a
+    taken one. Source: Adam is torch's. Used in chapter ``twenty-five-modes-to-nine``.
     """
     check_positive_integers(iterations=iterations, evaluate_every=evaluate_every, checkpoint_every=checkpoint_every)
     check_generator(generator)
@@ -165,13 +163,6 @@ def optimise(
     return run.history
 
 
-def _settings(sampler: Sampler, **values: object) -> dict[str, str]:
-    """What defines a run beside weights and generator, as text by name."""
-    constants: Mapping[str, object] = getattr(sampler, "constants", dict)()
-    parts = {"sampler": type(sampler)} | values | {f"sampler's {name}": value for name, value in constants.items()}
-    return {name: describe(value) for name, value in parts.items()}
-
-
 def _modules(value: object, seen: set[int]) -> Iterator[torch.nn.Module]:
     """The modules in a value: itself, or among the attributes of what has parameters, as samplers do."""
     if id(value) in seen:
@@ -188,19 +179,16 @@ def _check_methods(name: str, value: object, methods: Sequence[str], example: st
     missing = [method for method in methods if not callable(getattr(value, method, None))]
     if missing or isinstance(value, type):
         lack, wanted = " and no ".join(missing) or "fields, being a class", f"an object with {' and '.join(methods)}"
-        raise ValueError(
-            f"{name} is {value!r}, which has no {lack}; expected {wanted}. Make one, such as {example}(...)."
-        )
+        raise ValueError(f"{name} is {value!r}, which has no {lack}; expected {wanted}. Make one: {example}(...).")
 
 
 def _check_trained(name: str, tensors: Sequence[Tensor], *, at_least: int = 0) -> None:
     others = sum(not isinstance(tensor, Tensor) for tensor in tensors)
     frozen = sum(isinstance(tensor, Tensor) and not tensor.requires_grad for tensor in tensors)
     if len(tensors) < at_least or frozen or others:
-        raise ValueError(
-            f"The {name} has {len(tensors)} tensors to train, {frozen} of them frozen, {others} of them no tensors; "
-            f"expected {at_least} or more, none frozen. Call requires_grad_(True) on them, or leave them out."
-        )
+        given = f"{len(tensors)} tensors to train, {frozen} of them frozen, {others} of them no tensors"
+        expected = f"{at_least} or more, none frozen. Call requires_grad_(True) on them, or leave them out."
+        raise ValueError(f"The {name} has {given}; expected {expected}")
 
 
 def _check_batch(batch: Batch, n: int) -> None:
@@ -269,11 +257,10 @@ def _check_depends(optimiser: torch.optim.Optimizer) -> None:
     """Refuse a group of tensors none of which the first loss depends on."""
     for j, group in enumerate(optimiser.param_groups):
         if all(tensor.grad is None for tensor in group["params"]):
-            raise ValueError(
-                f"The loss of iteration 0 does not depend on any of the {len(group['params'])} tensors of group {j}; "
-                "expected it to. Group 0 is the policy in fine_tune, group 1 what the objective learns: return what is "
-                "computed from these tensors, not detached, and from no copy of them."
-            )
+            given = f"does not depend on any of the {len(group['params'])} tensors of group {j}"
+            groups = "Group 0 is the policy in fine_tune, group 1 what the objective learns"
+            mend = f"{groups}: return what is computed from these tensors, not detached, and from no copy of them."
+            raise ValueError(f"The loss of iteration 0 {given}; expected it to. {mend}")
 
 
 def _row(name: str, row: Mapping[str, float], taken: set[str]) -> dict[str, float]:

@@ -44,17 +44,12 @@ class Exponential:
 @storable
 @dataclass(frozen=True)
 class Schedule:
-    """The course of a run.
+    """The course of a run: ``iterations`` steps of ``batch`` paths each.
 
-    Attributes:
-        iterations: number of steps.
-        batch: paths per step.
-        rate: Adam's rate for the policy.
-        learned_rate: Adam's rate for what the objective learns beside it: log Z, V(s_0), a baseline.
-        decay: how both rates fall: :class:`Linear`, :class:`Exponential`, or None, not at all.
-
-    Raises ``ValueError`` for a number out of range, or a decay that begins at the end or later. Source: the defaults
-    are the settings of Venkatraman et al. (2024). Used in chapter ``twenty-five-modes-to-nine``.
+    ``rate`` is Adam's for the policy, ``learned_rate`` that for what the objective learns beside it; both fall as
+    ``decay`` says: :class:`Linear`, :class:`Exponential`, or None, not at all. Raises ``ValueError`` for a number out
+    of range, or a decay that begins at the end or later. Source: the defaults are the settings of Venkatraman et al.
+    (2024). Used in chapter ``twenty-five-modes-to-nine``.
     """
 
     iterations: int = 5000
