@@ -41,24 +41,26 @@ html_theme.sidebar_secondary.remove: true
 
 # The atlas: what your loss converges to
 
-You train on a loss until its gradient is zero on average. Which distribution over texts is that? This page says it for
-every loss of {doc}`/notebooks/18-one-residual-many-names`, in closed form where there is one.
+You train on a loss until its gradient is zero on average. Which distribution over texts is that? This page says it
+for every loss of {doc}`/notebooks/18-one-residual-many-names`, in closed form where there is one.
 
-**The setting.** Finitely many texts $y$ of $\lvert y \rvert \ge 1$ tokens, the end counted; a policy with free logits;
-expectations without noise. $R$ is the reward, $p_{\mathrm{ref}}$ the reference, $\alpha = 1/\beta$ the weight of the KL,
-$p^* \propto p_{\mathrm{ref}}\, e^{\beta R}$ the target, $n$ the size of a group. Only points inside count: a policy that
-is certain of everything has no gradient either.
+**The setting.** Finitely many texts $y$ of $\lvert y \rvert \ge 1$ tokens, the end counted; a policy with free
+logits; expectations without noise. $R$ is the reward, $p_{\mathrm{ref}}$ the reference, $\alpha = 1/\beta$ the
+weight of the KL, $p^* \propto p_{\mathrm{ref}}\, e^{\beta R}$ the target, $n$ the size of a group. Only points
+inside count: a policy that is certain of everything has no gradient either.
 
 **The texts** a loss is trained on are the policy's *own*, new at every update; *fixed*, from a law $b$ that gives
-every text a chance; or *stale, in rounds*: drawn once from the policy that began the round, which is the reference of
-the loss too, and each round is trained to its end. $w = p_{\mathrm{ref}}/b$, and $W_0$ is Lambert's function; $\lambda$
-follows from the sum. $Q^\pi(s, a)$ is the mean reward after token $a$ in state $s$, under the policy itself, without KL.
+every text a chance; or *stale, in rounds*: drawn once from the policy that began the round, which is the reference
+of the loss too, and each round is trained to its end. $w = p_{\mathrm{ref}}/b$, and $W_0$ is Lambert's function;
+$\lambda$ follows from the sum. $Q^\pi(s, a)$ is the mean reward after token $a$ in state $s$, under the policy
+itself, without KL.
 
 **The numbers** are of the fifteen texts below, with $\alpha = 0.5$, $n = 4$, $b = p_{\mathrm{ref}}$:
-$\mathrm{KL}(p, p^*)$ of the fixed point $p$ in nats, and the total variation (TV) between the two. Rows that say *one token* have two outcomes, of which the
-reference takes the better with probability $q = 0.3$. Tests train each row with the loss itself, written without the
-closed form. A fixed point other than $p^*$ is no fault: it may be what you want. *No target* says that nothing but the
-reward pulls. {doc}`your-trainer` starts from what you run instead.
+$\mathrm{KL}(p, p^*)$ of the fixed point $p$ in nats, and the total variation (TV) between the two. Rows that say
+*one token* have two outcomes, of which the reference takes the better with probability $q = 0.3$. Tests train each
+row with the loss itself, written without the closed form. A fixed point other than $p^*$ is no fault: it may be
+what you want. *No target* says that nothing but the reward pulls. {doc}`your-trainer` starts from what you run
+instead.
 """
 
 _SCRIPT = """
@@ -69,16 +71,18 @@ _SCRIPT = """
 
 _QUESTION = r"""# I have this trainer: what do I get?
 
-Find what you run: to which law of texts it converges, and which line to change for the target of this book,
-$p^* \propto p_{\mathrm{ref}}\, e^{\beta R}$, $\beta = 1/\alpha$. Each answer leads to its row of {doc}`atlas`, with formula,
-claims, and distance to $p^*$. All is about one update for each batch of the policy's own texts, or fixed pairs. α is the
-weight of the KL that you choose, $\ell$ the log-ratio of a text; options that are not named are as they come.
+Find what you run: to which law of texts it converges, and which line to change for the target of this book, $p^*
+\propto p_{\mathrm{ref}}\, e^{\beta R}$, $\beta = 1/\alpha$. Each answer leads to its row of {doc}`atlas`, with
+formula, claims, and distance to $p^*$. All is about one update for each batch of the policy's own texts, or fixed
+pairs. α is the weight of the KL that you choose, $\ell$ the log-ratio of a text; options that are not named are as
+they come.
 """
 
 _OWN_LOOP = r"""
 ## A loop of your own
 
-Five lines give $p^*$, on texts from anywhere, $\log Z$ taken from each prompt's texts ({ref}`VarGrad <atlas-vargrad>`):
+These lines give $p^*$, on texts from anywhere, $\log Z$ taken from each prompt's texts ({ref}`VarGrad
+<atlas-vargrad>`):
 
 ```python
 from companion import rtb
@@ -92,9 +96,10 @@ optimiser.step()
 
 ## Why this line
 
-In the reward, each token pays the whole text's KL: {O1}. In the loss, it does not pay what it does to the KL of later
-tokens: {F3}. Outside of a mean that contains the text, the KL weighs more, by $n/(n - 1)$: {F6}. A deviation of the reward
-alone makes $\alpha \sigma_R$ the temperature: {F5}. A deviation of the reward with its KL moves nothing.
+In the reward, each token pays the whole text's KL: {O1}. In the loss, it does not pay what it does to the KL of
+later tokens: {F3}. Outside of a mean that contains the text, the KL weighs more, by $n/(n - 1)$: {F6}. A deviation
+of the reward alone makes $\alpha \sigma_R$ the temperature: {F5}. A deviation of the reward with its KL moves
+nothing.
 """
 
 
@@ -141,8 +146,8 @@ def testbed() -> Bench:
 @cache
 def one_token() -> Bench:
     """Return a success and a failure, of one token each, with rewards 1 and 0."""
-    problem = mdp.from_edges([(0, 1), (0, 2)]).with_rewards(torch.tensor([1.0, 0.0]).double())
-    problem = problem.with_reference(torch.tensor([SUCCESS, 1 - SUCCESS]).double().log())
+    problem = mdp.from_edges([(0, 1), (0, 2)]).with_rewards(torch.tensor([1.0, 0.0], dtype=torch.float64))
+    problem = problem.with_reference(torch.tensor([SUCCESS, 1 - SUCCESS], dtype=torch.float64).log())
     return _bench(problem, {1: "success", 2: "failure"}.__getitem__)
 
 
@@ -162,7 +167,7 @@ def _stand_in(
     bench: Bench, c: Tensor | float, *, beta: float = BETA, reward: Tensor | None = None, **options
 ) -> Tensor:
     reward = bench.reward if reward is None else reward
-    return fixed_points.stand_in(bench.log_ref, reward, c, beta=beta, log_behaviour=bench.log_ref, **options)
+    return fixed_points.stand_in(bench.log_ref, reward, c, beta=beta, log_behaviour=bench.log_ref, steps=steps)
 
 
 def _quantile(bench: Bench) -> Tensor:
@@ -213,7 +218,7 @@ def _later_tokens(bench: Bench) -> Tensor:
     """Each token is paid the mean log-ratio of a token, which is that of the point itself."""
 
     def law(kappa: float) -> Tensor:
-        return fixed_points.target(bench.log_ref, FACTOR * BETA * bench.reward + kappa * bench.steps, beta=1)
+        return fixed_points.target(bench.log_ref, FACTOR * BETA * bench.reward + kappa * bench.steps.double(), beta=1)
 
     def excess(kappa: float) -> float:
         at = law(kappa)
@@ -253,7 +258,7 @@ def _scaled(bench: Bench) -> mdp.Problem:
 def _of_success(ends: dict[str, list[float]]) -> Tensor:
     """The law of the lowest stable chance of success."""
     p = ends["stable"][0]
-    return torch.tensor([p, 1 - p]).double().log()
+    return torch.tensor([p, 1 - p], dtype=torch.float64).log()
 
 
 def _flowrl(bench: Bench) -> Tensor:
@@ -345,7 +350,7 @@ def shipped(root: Path, leaf: dict[str, Any]) -> list[str]:
     rows, libraries = options.read(root)
     found = [options.setting(row, libraries[row["library"]]) for row in rows if row["leaf"] == leaf["id"]]
     read_there = [source for source in _sources(leaf) if source.split(" ")[0] not in libraries]
-    return [": ".join(setting) for setting in found] + leaf.get("code", []) + read_there
+    return [": ".join(setting) for setting in found] + list(leaf.get("code", [])) + read_there
 
 
 def _sources(leaf: dict[str, Any]) -> list[str]:
