@@ -164,7 +164,12 @@ FACTOR = 1 - 1 / GROUP
 
 
 def _stand_in(
-    bench: Bench, c: Tensor | float, *, beta: float = BETA, reward: Tensor | None = None, **options
+    bench: Bench,
+    c: Tensor | float,
+    *,
+    beta: float = BETA,
+    reward: Tensor | None = None,
+    steps: Tensor | None = None,
 ) -> Tensor:
     reward = bench.reward if reward is None else reward
     return fixed_points.stand_in(bench.log_ref, reward, c, beta=beta, log_behaviour=bench.log_ref, steps=steps)
