@@ -23,7 +23,6 @@ from torch import Tensor
 
 from book import options
 from companion import fixed_points, mdp
-from companion.claims import registry, written
 
 ALPHA, BETA = 0.5, 2.0
 #: Texts of one prompt, and what TRL and verl add to their deviation.
@@ -368,10 +367,8 @@ def _sources(leaf: dict[str, Any]) -> list[str]:
     return [part.replace("``", "`") for part in re.split(r"; |, and ", stated) if _CODE.search(part)]
 
 
-def link(root: Path, claim: str) -> str:
-    """Return a link to a claim's statement; to its entry in the ledger while its chapter is not there."""
-    if written(root, registry()[claim]):
-        return f"{{prf:ref}}`{claim}`"
+def link(claim: str) -> str:
+    """Return a link to a claim's entry in the ledger, which leads to its statement and to its checks."""
     return f"{{ref}}`{claim} <ledger-{claim.lower()}>`"
 
 
@@ -382,12 +379,12 @@ def lines(root: Path) -> list[list[str]]:
         where = "; ".join(shipped(root, leaf)) or "–"
         for number, row in enumerate(leaf["row"]):
             name = f"[{leaf['name']}]{{#atlas-{leaf['id']}}}" if number == 0 else leaf["name"]
-            table.append([name, *_cells(root, row), where])
+            table.append([name, *_cells(row), where])
     return table
 
 
-def _cells(root: Path, row: dict[str, Any]) -> list[str]:
-    claims = ", ".join(link(root, claim) for claim in row["claims"])
+def _cells(row: dict[str, Any]) -> list[str]:
+    claims = ", ".join(link(claim) for claim in row["claims"])
     if "law" not in row:
         point = f"{'nothing' if row['is'] == 'none' else 'no closed form'}: {row['reason']}"
         return [TEXTS[row["texts"]], f"{point}. {claims}", "no target" if row["is"] == "none" else "no", "–", "–", "–"]
@@ -439,10 +436,10 @@ def decisions(root: Path) -> str:
     parts = [_QUESTION]
     for library, rows in groupby(trainers(root), key=lambda row: row["library"] if "set" in row else ""):
         parts.append(f"## {_versions(root).get(library, 'Others')}\n")
-        parts.append("| you run | it converges to | change | then to |\n|---|---|---|---|")
+        parts.append("::::{div} decisions\n\n| you run | it converges to | change | then to |\n|---|---|---|---|")
         parts += ["| " + " | ".join(_decision(root, row, leaves)) + " |" for row in rows]
-        parts.append("")
-    return "\n".join(parts) + _with_links(root, _OWN_LOOP)
+        parts.append("\n::::\n")
+    return "\n".join(parts) + _with_links(_OWN_LOOP)
 
 
 def _versions(root: Path) -> dict[str, str]:
@@ -451,7 +448,7 @@ def _versions(root: Path) -> dict[str, str]:
 
 def _decision(root: Path, row: dict[str, Any], leaves: dict[str, dict[str, Any]]) -> list[str]:
     """The cells of a row: what is run and what it is, what to change and what it is then."""
-    claim = _with_links(root, row.get("also", ""))
+    claim = _with_links(row.get("also", ""))
     run = f"{row['library']}, {row['run']}" if "run" in row else _options(root, row, row["set"], row.get("shipped", {}))
     change = [row["note"]] if "note" in row else []
     change += [_options(root, row, row["change"])] if "change" in row else []
@@ -460,8 +457,8 @@ def _decision(root: Path, row: dict[str, Any], leaves: dict[str, dict[str, Any]]
     return [run + (f"; {claim}" if claim else ""), _answer(leaves[row["leaf"]]), "; ".join(change) or "nothing", then]
 
 
-def _with_links(root: Path, text: str) -> str:
-    return re.sub(r"\{([A-Z]\d)\}", lambda match: link(root, match[1]), text)
+def _with_links(text: str) -> str:
+    return re.sub(r"\{([A-Z]\d)\}", lambda match: link(match[1]), text)
 
 
 def _answer(leaf: dict[str, Any]) -> str:

@@ -10,8 +10,6 @@
     row, order, cells: [...row.cells].map((cell) => cell.textContent.trim()),
   }));
   const TEXTS = 1, IS = 3, NUMBERS = [4, 5];
-  for (const { row } of rows)
-    [...row.cells].forEach((cell, i) => { cell.dataset.label = ["", "texts", "converges to", "p*?", "KL", "TV", "unique; stable", "shipped in"][i]; });
 
   const make = (tag, attributes, text) => {
     const element = Object.assign(document.createElement(tag), attributes);
@@ -102,6 +100,5 @@
   window.addEventListener("hashchange", reveal);
 
   table.closest(".atlas").prepend(bar);
-  table.classList.add("atlas-cards");
   filter();
 })();
