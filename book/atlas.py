@@ -50,9 +50,10 @@ inside count: a policy that is certain of everything has no gradient either.
 
 **The texts** a loss is trained on are the policy's *own*, new at every update; *fixed*, from a law $b$ that gives
 every text a chance; or *stale, in rounds*: drawn once from the policy that began the round, which is the reference
-of the loss too, and each round is trained to its end. $w = p_{\mathrm{ref}}/b$, and $W_0$ is Lambert's function;
-$\lambda$ follows from the sum. $Q^\pi(s, a)$ is the mean reward after token $a$ in state $s$, under the policy
-itself, without KL.
+of the loss too, and each round is trained to its end. Where a reference is said to be *held*, the code takes that
+policy for it: with one update for each batch, nothing but the reward pulls. $w = p_{\mathrm{ref}}/b$, and $W_0$ is
+Lambert's function; $\lambda$ follows from the sum. $Q^\pi(s, a)$ is the mean reward after token $a$ in state $s$,
+under the policy itself, without KL.
 
 **The numbers** are of the fifteen texts below, with $\alpha = 0.5$, $n = 4$, $b = p_{\mathrm{ref}}$:
 $\mathrm{KL}(p, p^*)$ of the fixed point $p$ in nats, and the total variation (TV) between the two. Rows that say
@@ -80,8 +81,7 @@ they come.
 _OWN_LOOP = r"""
 ## A loop of your own
 
-These lines give $p^*$, on texts from anywhere, $\log Z$ taken from each prompt's texts ({ref}`VarGrad
-<atlas-vargrad>`):
+These lines give $p^*$ on texts from anywhere ({ref}`VarGrad <atlas-vargrad>`):
 
 ```python
 from companion import rtb
@@ -453,20 +453,25 @@ def _decision(root: Path, row: dict[str, Any], leaves: dict[str, dict[str, Any]]
     change = [row["note"]] if "note" in row else []
     change += [_options(root, row, row["change"])] if "change" in row else []
     change += [f"leave out {_names(root, row['undo'])}"] if "undo" in row else []
-    then = _answer(leaves[row["then"]]) if "then" in row else "–"
-    return [run + (f"; {claim}" if claim else ""), _answer(leaves[row["leaf"]]), "; ".join(change) or "nothing", then]
+    then = _answer(leaves[row["then"]], title=row.get("as")) if "then" in row else "–"
+    return [
+        run + (f"; {claim}" if claim else ""),
+        _answer(leaves[row["leaf"]], row.get("word")),
+        "; ".join(change) or "nothing",
+        then,
+    ]
 
 
 def _with_links(text: str) -> str:
     return re.sub(r"\{([A-Z]\d)\}", lambda match: link(match[1]), text)
 
 
-def _answer(leaf: dict[str, Any]) -> str:
+def _answer(leaf: dict[str, Any], word: str | None = None, title: str | None = None) -> str:
     """What a loss converges to, in a word, with a link to its row."""
     known = [row for row in leaf["row"] if "law" in row]
     row = leaf["row"][0] if leaf["row"][0]["is"] == "none" else known[0]
-    word = {"yes": "$p^*$", "none": "no target"}.get(row["is"], "another law")
-    return f"{word}: {{ref}}`{leaf['short']} <atlas-{leaf['id']}>`"
+    word = word or {"yes": "$p^*$", "none": "no target"}.get(row["is"], "another law")
+    return f"{word}: {{ref}}`{title or leaf['short']} <atlas-{leaf['id']}>`"
 
 
 def _options(root: Path, row: dict[str, Any], chosen: dict[str, Any], shown: dict[str, Any] | None = None) -> str:

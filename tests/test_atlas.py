@@ -251,11 +251,14 @@ def gap(leaf, log_law, texts="own", **given):
     return float(gradient.abs().max())
 
 
-def begun_by(leaf, row):
-    """The policy that began the round at whose end the row is, if it is about rounds."""
+def begun_by(leaf, row, law):
+    """The policy that began the round at whose end this law is, if the row is about rounds."""
     if row["texts"] != "rounds":
         return None
-    return atlas.law_of(row["law"] if leaf in ("rebel-kl", "filtered") else "target", BENCH).clamp(min=-60.0)
+    stays = leaf in ("rloo", "grpo-kl-in-reward")  # of a round that began at p* all advantages are zero
+    settled = leaf in ("rebel-kl", "filtered")
+    begun = law if stays else atlas.law_of(row["law"] if settled else "target", BENCH)
+    return begun.clamp(min=-60.0)
 
 
 SEVERAL = [(leaf, row) for leaf, row in ROWS if "law" in row and "on" not in row]
@@ -266,18 +269,15 @@ def named(value):
     return value if isinstance(value, str) else value["texts"]
 
 
-@pytest.mark.claim("F1", "F2", "F3", "F4", "F6", "F7", "F8", "F9", "N1", "O8")
 @pytest.mark.parametrize(("leaf", "row"), SEVERAL, ids=named)
 def test_the_expected_gradient_vanishes_at_each_law_and_elsewhere_does_not(leaf, row):
     law, star = atlas.law_of(row["law"], BENCH), atlas.law_of("target", BENCH)
-    begun = begun_by(leaf, row)
     assert abs(float(law.logsumexp(dim=0))) < 1e-12
-    assert gap(leaf, law, row["texts"], begun=begun) < ZERO
+    assert gap(leaf, law, row["texts"], begun=begun_by(leaf, row, law)) < ZERO
     elsewhere = star if row["law"] != "target" else (0.9 * star.exp() + 0.1 / 15).log()
-    assert gap(leaf, elsewhere, row["texts"], begun=begun) > SOME
+    assert gap(leaf, elsewhere, row["texts"], begun=begun_by(leaf, row, elsewhere)) > SOME
 
 
-@pytest.mark.claim("F5", "F9", "B2")
 @pytest.mark.parametrize(("leaf", "row"), NOTHING, ids=named)
 def test_where_nothing_is_reached_the_gradient_vanishes_nowhere_that_was_tried(leaf, row):
     tried = [BENCH.log_ref, atlas.law_of("target", BENCH), *map(random_law, range(2))]
@@ -291,7 +291,6 @@ def random_law(seed):
 # Descents.
 
 
-@pytest.mark.claim("F1", "F2", "O8")
 @pytest.mark.parametrize("leaf", ["rtb", "trust-pcl", "dro", "a-star-po", "qrpo-log", "qrpo", "length-normalised"])
 @pytest.mark.parametrize("seed", range(2))
 def test_on_fixed_texts_a_descent_from_anywhere_ends_there(leaf, seed):
@@ -337,7 +336,6 @@ def apart(log_law, other):
     return float((log_law.exp() - other.exp()).abs().max())
 
 
-@pytest.mark.claim("F3", "F4", "F6", "O5")
 @pytest.mark.parametrize(
     ("leaf", "rate", "steps"),
     [("grpo-kl", 8.0, 10), ("grpo-k3", 2.0, 80), ("rloo", 2.0, 10), ("kl-outside-mean", 2.0, 10)],
@@ -353,7 +351,6 @@ def test_on_own_texts_steps_of_the_natural_gradient_end_there(leaf, rate, steps)
     assert apart(law, atlas.law_of(row["law"], BENCH)) < TRAINED
 
 
-@pytest.mark.claim("L8")
 def test_rebel_with_the_kl_of_the_old_policy_in_its_reward_goes_to_the_target_round_by_round():
     law, star, eta = BENCH.log_ref, atlas.law_of("target", BENCH), 0.7
     for k in range(60):
@@ -380,7 +377,6 @@ def in_one_group(law, pole):
     return float(torch.autograd.grad(loss, logits)[0][0])
 
 
-@pytest.mark.claim("F5")
 def test_of_one_token_groups_end_where_the_row_says_and_all_texts_at_once_in_full_success():
     rows = {row["law"]: row for _, row in ROWS if row.get("on") == "one token"}
     law = {name: atlas.law_of(name, ONE) for name in rows}
@@ -485,7 +481,8 @@ def test_every_option_of_a_decision_exists_and_differs_from_what_is_shipped(row)
 def test_every_line_to_change_leads_to_the_target_and_none_is_asked_for_where_it_is_reached():
     for row in TRAINERS:
         reached = LEAVES[row["leaf"]]["row"][0]["is"] == "yes"
-        assert reached == ("then" not in row and "change" not in row) or "OpenKimi" in row["library"]
+        assert ("then" in row) != (reached and "word" not in row)
+        assert "change" not in row or "then" in row
         assert "then" not in row or LEAVES[row["then"]]["row"][0]["is"] == "yes"
 
 
