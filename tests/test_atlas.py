@@ -504,3 +504,10 @@ def test_what_a_trainer_runs_is_the_leaf_that_the_table_of_options_gives_it():
     same = [(row, trainer) for row in rows for trainer in TRAINERS if "set" in trainer and told(row) == told(trainer)]
     assert [row["leaf"] for row, _ in same] == [trainer["leaf"] for _, trainer in same]
     assert len(same) >= 14
+
+
+def test_every_answer_leads_to_a_row():
+    page, atlas_page = ((ROOT / f"book/{name}.md").read_text() for name in ("your-trainer", "atlas"))
+    led_to = re.findall(r"<(atlas-[\w-]+)>", page)
+    assert len(led_to) >= 2 * len(TRAINERS) - 10
+    assert set(led_to) <= set(re.findall(r"\{#(atlas-[\w-]+)\}", atlas_page))
