@@ -33,7 +33,8 @@ def table(root: Path) -> str:
     return _HEAD + "\n".join(lines)
 
 
-def _line(row: dict[str, Any], library: dict[str, Any]) -> str:
+def setting(row: dict[str, Any], library: dict[str, Any]) -> tuple[str, str]:
+    """Return the library with its version, and the options of a row beside the defaults to be shown."""
     options = [(of, name, value) for of, chosen in row["set"].items() for name, value in chosen.items()]
     shipped = [
         (of, name, library["defaults"][of][name]) for of, names in row.get("shipped", {}).items() for name in names
@@ -43,7 +44,12 @@ def _line(row: dict[str, Any], library: dict[str, Any]) -> str:
     where = where if row["library"] == "TRL" else f"{row['library']} {library['version']}"
     parts = [", ".join(map(_option(row["prefix"]), options)) or "as it comes"]
     parts += [f"shipped: {', '.join(map(_option(row['prefix']), shipped))}"] if shipped else []
-    return f"| {where} | {'; '.join(parts)} | {row['loss']} | {row.get('figure', '–')} |"
+    return where, "; ".join(parts)
+
+
+def _line(row: dict[str, Any], library: dict[str, Any]) -> str:
+    where, parts = setting(row, library)
+    return f"| {where} | {parts} | {row['loss']} | {row.get('figure', '–')} |"
 
 
 def _option(prefix: dict[str, str]) -> Any:
