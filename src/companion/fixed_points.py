@@ -24,8 +24,8 @@ p* for :func:`target`, beta for 1 / ``kl_weight``:
 ``log_ref`` and ``log_behaviour`` are laws of all paths, ``[paths]``, nats; ``log_reward`` is ``[paths]``; ``log_z``, c,
 what stands for log Z: a number or ``[paths]``, nats; ``steps`` ``[paths]``, integers, true lengths. Results are
 log-probabilities, ``[paths]``, unless said otherwise; all is float64. ``ValueError``: a wrong kind, shape or dtype,
-what is no law, not finite or out of range, and where there is no solution. What names no source is ours. Chapters
-``what-your-loss-converges-to`` and, over a deviation, ``what-dividing-by-the-deviation-leaves``.
+what is no law, not finite or out of range, and where there is no solution. What names no source is ours. See
+chapter ``what-your-loss-converges-to`` and, over a deviation, chapter ``what-dividing-by-the-deviation-leaves``.
 """
 
 import math

@@ -36,7 +36,7 @@ class Problem:
         rewards: ``[edges]``; R of each edge, -inf where r(x) = 0.
 
     Raises ``ValueError`` for a graph that is cyclic, disconnected or has a double edge, a reference that is not
-    normalised, or a reward that is NaN or +inf. Source: Deleu et al. (2025). Chapter ``a-sampler-is-a-policy``.
+    normalised, or a reward that is NaN or +inf. Source: Deleu et al. (2025); chapter ``a-sampler-is-a-policy``.
     """
 
     source: Tensor

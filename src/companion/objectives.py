@@ -290,7 +290,7 @@ class PublishedBaseline(_Learns):
 @storable
 @dataclass(frozen=True)
 class MaximumLikelihood(_Learns):
-    """Minus the log-likelihood of the paths, whatever draws them. Source: standard. Chapter ``names-with-a-wish``."""
+    """Minus the log-likelihood of the paths, whatever draws them. Source: standard; chapter ``names-with-a-wish``."""
 
     def loss(self, batch: Batch, learned: Sequence[Tensor]) -> Tensor:
         """Return minus the mean log-likelihood of a path."""

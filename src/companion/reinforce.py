@@ -146,7 +146,7 @@ def published_baseline_loss(
 ) -> Tensor:
     """Return the RL baseline that was first published beside RTB, a scalar.
 
-    It is ``mean(-(r - mean r) log p + kl_weight (log p - log p_ref)^2)``, r = exp(log_reward), and not the posterior's.
+    It is ``mean(-(r - mean r) log p + kl_weight (log p - log p_ref)^2)``, r = exp(log_reward). It misses the posterior.
 
     Args:
         log_pi: ``[batch, steps]``, nats, at least two paths (of each group). Keeps its gradient.

@@ -56,7 +56,7 @@ def loss(
 
     Arguments, padding (zeros from a path's end on; given ``steps``, a nonzero entry there is refused) and errors as in
     :func:`residual`. The paths may come from any behaviour. Without a statistic of the batch ``group`` is only checked.
-    Source: Venkatraman et al. (2024), equation (9) without half, at beta = 1. Chapter ``relative-trajectory-balance``.
+    Source: Venkatraman et al. (2024), equation (9) without half, at beta = 1; chapter ``relative-trajectory-balance``.
     """
     balance = residual(log_pi, log_ref, log_reward, log_z, beta=beta, steps=steps)
     check_group(group, log_pi)

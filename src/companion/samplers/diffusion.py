@@ -242,7 +242,7 @@ class DiffusionSampler:
         return Batch(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
 
     def log_weights(self, states: Tensor, *, beta: float = 1.0) -> Tensor:
-        """Return e of paths, ``[n, steps + 1, dim]``: ``[n]``, float64, as :meth:`Batch.log_weights` does."""
+        """Return e of paths, ``[n, steps + 1, dim]``: ``[n]``, float64: as those of a batch, whatever its dtype."""
         log_pi, log_ref = (log_prob(self.process, drift, states).double() for drift in (self.policy, self.reference))
         log_reward = ask("log_reward", self.log_reward, states[:, -1], like=states[:, -1, 0])
         return Batch(log_pi, log_ref, log_reward.double()).log_weights(beta=beta)
