@@ -50,10 +50,10 @@ inside count: a policy that is certain of everything has no gradient either.
 
 **The texts** a loss is trained on are the policy's *own*, new at every update; *fixed*, from a law $b$ that gives
 every text a chance; or *stale, in rounds*: drawn once from the policy that began the round, which is the reference
-of the loss too, and each round is trained to its end. Where a reference is said to be *held*, the code takes that
-policy for it: with one update for each batch, nothing but the reward pulls. $w = p_{\mathrm{ref}}/b$, and $W_0$ is
-Lambert's function; $\lambda$ follows from the sum. $Q^\pi(s, a)$ is the mean reward after token $a$ in state $s$,
-under the policy itself, without KL.
+of the loss too, and each round is trained to its end. A row says *for a reference that you fix* where the code takes
+that policy for it: then, with one update for each batch, nothing but the reward pulls. $w = p_{\mathrm{ref}}/b$, and
+$W_0$ is Lambert's function; $\lambda$ follows from the sum. $Q^\pi(s, a)$ is the mean reward after token $a$ in state
+$s$, under the policy itself, without KL.
 
 **The numbers** are of the fifteen texts below, with $\alpha = 0.5$, $n = 4$, $b = p_{\mathrm{ref}}$:
 $\mathrm{KL}(p, p^*)$ of the fixed point $p$ in nats, and the total variation (TV) between the two. Rows that say
@@ -72,10 +72,11 @@ _SCRIPT = """
 _QUESTION = r"""# I have this trainer: what do I get?
 
 Find what you run: to which law of texts it converges, and which line to change for the target of this book, $p^*
-\propto p_{\mathrm{ref}}\, e^{\beta R}$, $\beta = 1/\alpha$. Each answer leads to its row of {doc}`atlas`, with
-formula, claims, and distance to $p^*$. All is about one update for each batch of the policy's own texts, or fixed
-pairs. α is the weight of the KL that you choose, $\ell$ the log-ratio of a text; options that are not named are as
-they come.
+\propto p_{\mathrm{ref}}\, e^{\beta R}$, $\beta = 1/\alpha$. Each answer leads to its row of {doc}`atlas`. All is about
+free logits without noise, near which a network ends; and one update for each batch of the policy's own texts, or
+fixed pairs. (verl makes more, unless `ppo_mini_batch_size` is the whole batch.) α is the KL's weight: of the order of
+the reward's differences, or the target is nearly the best text. $\ell$ is the log-ratio of a text; options that are
+not named are as they come.
 """
 
 _OWN_LOOP = r"""
@@ -363,7 +364,7 @@ def _sources(leaf: dict[str, Any]) -> list[str]:
         return []
     module, name = leaf["source"].split(".")
     text = inspect.getdoc(getattr(importlib.import_module(f"companion.{module}"), name)) or ""
-    (stated,) = re.findall(r"Source: (.*?)\. (?:Derived in c|C)hapter", " ".join(text.split()))
+    (stated,) = re.findall(r"Source: (.*?)[.;]?(?:$| (?:Derived in c|C|c)hapter)", " ".join(text.split()))
     return [part.replace("``", "`") for part in re.split(r"; |, and ", stated) if _CODE.search(part)]
 
 
