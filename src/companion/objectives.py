@@ -300,7 +300,7 @@ class MaximumLikelihood(_Learns):
 @storable
 @dataclass(frozen=True)
 class Annealed(_Learns):
-    """Another objective whose inverse temperature rises over the first iterations, from nearly nothing to its own.
+    """Another objective whose inverse temperature rises over the first ``over`` iterations to its own.
 
     ``objective`` is a dataclass whose field ``beta`` is an inverse temperature, or :class:`TrustPCL`: another is a
     ``ValueError``. At iteration i it is ``min(1, (i + 1) / (over + 1))`` times its own. Source: a remedy for early
