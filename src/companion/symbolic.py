@@ -2,8 +2,9 @@
 
 The horizon T, the number of actions n and the length d of a sub-path are symbols, never numbers: a quantity at step t
 is an entry ``x[t]`` of an indexed base, and a path's total is a sum over t from 0 to T - 1 that sympy keeps as one.
-Each residual is written here once more, from the same papers; :func:`evaluate` puts tensors into an expression, to
-check that the algebra is about the functions of the package. It alone needs torch: the rest runs in a browser.
+Each residual is written here once more, in symbols, from the same papers; :func:`evaluate` puts tensors into an
+expression, so that a chapter can check that its algebra is about the very functions of the package. It alone needs
+torch: the rest runs in a browser, where there is none.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,20 +25,24 @@ __all__ = [
 ]  # fmt: skip
 #: Horizon T, number of actions n, length d of a sub-path, number of paths N: positive integers left unspecified.
 T, n, d, N = symbols("T n d N", integer=True, positive=True)
-#: First state of a sub-path; index of a step (t), of one counted from that start (i), of an action (a), of a path (k).
-start, t, i, a, k = symbols("j t i a k", integer=True, nonnegative=True)
+#: First state of a sub-path, an integer from 0 on.
+start = symbols("j", integer=True, nonnegative=True)
+#: Index of a step (t), of a step counted from the start of a sub-path (i), of an action (a), of a path (k).
+t, i, a, k = symbols("t i a k", integer=True, nonnegative=True)
 #: Temperature, inverse temperature, entropy weight, KL weight, discount, and the normalising constant Z.
 alpha, beta, eta, lam, gamma, Z = symbols("alpha beta eta lambda gamma Z", positive=True)
 #: log Z and log r(x).
 log_z, log_r = Symbol(r"(\log Z)", real=True), Symbol(r"(\log r)", real=True)
 #: log pi_theta and log pi_ref of step t of a path.
 log_pi, log_ref = IndexedBase(r"\log\pi", real=True), IndexedBase(r"\log\pi^{ref}", real=True)
+#: Reward of step t of a path, or of an action, or the return of a path.
+R = IndexedBase("R", real=True)
 #: Value, log F and potential of the state that a path is in at time t; value also of that an action leads to.
 V, log_F, Phi = (IndexedBase(name, real=True) for name in ("V", r"\log F", r"\Phi"))
 #: Probability of an action, or of a path, under the policy and under the reference.
 pi, pi_ref = IndexedBase(r"\pi", positive=True), IndexedBase(r"\pi^{ref}", positive=True)
-#: Reward of step t of a path, or of an action, or the return of a path; and worth of an action.
-R, Q = IndexedBase("R", real=True), IndexedBase("Q", real=True)
+#: Worth of an action.
+Q = IndexedBase("Q", real=True)
 
 
 def over_path(term: Expr) -> Sum:
@@ -56,7 +61,10 @@ def over_paths(term: Expr) -> Sum:
 
 
 def rtb_residual() -> Expr:
-    """Return RTB's residual on a path of symbolic length T, as in :func:`companion.rtb.residual`, all else free."""
+    """Return RTB's residual on a path of symbolic length T, with log Z, log r and beta free.
+
+    Source: Venkatraman et al. (2024), the constraint. Derived in chapter ``relative-trajectory-balance``.
+    """
     return log_z + over_path(log_pi[t] - log_ref[t]) - beta * log_r
 
 
@@ -74,7 +82,8 @@ def trust_pcl_residual(length: Expr = T, first: Expr = sympy.S.Zero) -> Expr:
 def sub_trajectory_residual(length: Expr = d, first: Expr = start) -> Expr:
     """Return the relative sub-trajectory balance residual on ``length`` transitions from state ``first``.
 
-    ``first`` as in :func:`trust_pcl_residual`. Source: as :func:`companion.rtb.sub_trajectory_residual`.
+    ``first`` must not contain the index ``i`` of the sum; ``ValueError`` otherwise. Source: Madan et al. (2023), taken
+    relative to a prior. Derived in chapter ``the-equivalence``.
     """
     _check_index_free(first)
     ratios = Sum(log_pi[first + i] - log_ref[first + i], (i, 0, length - 1))
