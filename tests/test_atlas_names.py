@@ -1,0 +1,162 @@
+"""The predicted targets of the names, by recursion over nodes, against fixed_points on the list of every text."""
+
+import itertools
+from functools import cached_property
+
+import pytest
+import torch
+from inputs import generator, tensor
+
+from companion import automata, fixed_points, mdp
+from companion.samplers.contexts import ContextNetwork
+from experiments import atlas_names
+
+MOST, ALPHA, EXACT = 4, 0.3, {"rtol": 0, "atol": 1e-10}
+
+
+class World:
+    """Texts over a and b as a tree of prefixes and ends; the prior looks back two letters; rewards have three levels.
+
+    Prefixes come first, shortest first, then their ends.
+    """
+
+    def __init__(self, seed: int) -> None:
+        wish = automata.product(automata.contains("ab", letters="ab"), automata.ends_with("b", letters="ab"))
+        score = torch.randn(len(wish.moves), generator=generator(seed), dtype=torch.float64)
+        self.automaton = automata.Automaton(wish.moves, score)
+        self.prior = ContextNetwork(2, generator(seed + 1), order=2, width=8).double().requires_grad_(False)
+        self.bench = atlas_names.Bench(self.prior, self.automaton, max_length=MOST)
+
+    @cached_property
+    def texts(self):
+        return ["".join(text) for n in range(MOST + 1) for text in itertools.product("ab", repeat=n)]
+
+    def state(self, text):
+        state = 0
+        for letter in text:
+            state = int(self.automaton.moves[state, "ab".index(letter)])
+        return state
+
+    def row(self, law, text):
+        """What a law says after a text: log-probabilities of a, b and the end."""
+        if len(text) == MOST:
+            return tensor([-torch.inf, -torch.inf, 0.0])
+        context = int("0" + "".join(str("ab".index(letter)) for letter in text[-2:]), 2)
+        table = law.table(len(text)).detach()
+        return table[context, self.state(text) if table.shape[1] > 1 else 0]
+
+    @cached_property
+    def problem(self):
+        number, edges = {text: i for i, text in enumerate(self.texts)}, {}
+        for text in self.texts:
+            row, end = self.row(self.prior, text), len(number) + number[text]
+            steps = [(number[text + x], row[i], 0.0) for i, x in enumerate("ab") if len(text) < MOST]
+            for target, log_ref, reward in [*steps, (end, row[2], self.automaton.log_score[self.state(text)])]:
+                edges[number[text], target] = (float(log_ref), float(reward))
+        log_ref, rewards = tensor([edges[edge] for edge in sorted(edges)]).unbind(dim=1)
+        return mdp.from_edges(list(edges)).with_reference(log_ref).with_rewards(rewards)
+
+    @cached_property
+    def paths(self):
+        return mdp.enumerate_paths(self.problem)
+
+    @property
+    def listed(self):
+        """log p_ref, log r and the length of each path."""
+        of = self.paths
+        return of.log_prob(self.problem.log_ref), of.log_prob(self.problem.rewards), (of.edges >= 0).sum(dim=1)
+
+    def log_prob(self, law):
+        """The log-probability of each path's text under a law of tables."""
+        found = []
+        for end in self.paths.ends.tolist():
+            text = self.texts[end - len(self.texts)]
+            rows = [self.row(law, text[:i])["ab".index(letter)] for i, letter in enumerate(text)]
+            found.append(sum(rows) + self.row(law, text)[2])
+        return torch.stack(found)
+
+
+SEEDS = pytest.mark.parametrize("seed", range(3))
+
+
+def objective(kind, **options):
+    return kind(kl_weight=ALPHA, **options)
+
+
+@SEEDS
+def test_classes_of_texts_have_the_targets_of_their_texts(seed):
+    """p*; F6; F1 with the mean reward; F2: of the classes of length and state, and text by text."""
+    world = World(seed)
+    log_ref, reward, steps = world.listed
+    beta, half = 1 / ALPHA, 0.5 / ALPHA
+    pairs = objective(atlas_names.Kimi, size=2)
+    mean = half * float(log_ref.exp() @ reward)
+    expected = {
+        atlas_names.own: fixed_points.target(log_ref, reward, beta=beta),
+        atlas_names.lower_beta: fixed_points.target(log_ref, reward, beta=half),
+        atlas_names.mean_for_log_z: fixed_points.stand_in(log_ref, reward, mean, beta=half, log_behaviour=log_ref),
+        atlas_names.over_length: fixed_points.length_normalised(log_ref, reward, steps, beta=half),
+    }
+    for target, law in expected.items():
+        torch.testing.assert_close(world.log_prob(target(world.bench, pairs)), law, **EXACT)
+    laws = [atlas_names.own(world.bench, pairs), atlas_names.lower_beta(world.bench, pairs)]
+    first, second = expected[atlas_names.own], expected[atlas_names.lower_beta]
+    assert world.bench.kl(*laws) == pytest.approx(float(first.exp() @ (first - second)), abs=1e-12)
+
+
+@SEEDS
+def test_a_kl_per_token_has_the_target_of_the_tree(seed):
+    """F3 and F4, by recursion over nodes and over the tree."""
+    world = World(seed)
+    halved = world.problem.with_rewards(0.5 * world.problem.rewards)
+    k2 = fixed_points.per_step_kl(world.problem, kl_weight=ALPHA, estimator="k2")
+    loss = objective(atlas_names.DroPerToken)
+    torch.testing.assert_close(world.log_prob(atlas_names.per_token(world.bench, loss)), k2, **EXACT)
+    for kl, estimator in (("k3_ratio", "k2"), ("k3", "k3")):
+        law = fixed_points.per_step_kl(halved, kl_weight=ALPHA, estimator=estimator)
+        ours = atlas_names.per_token_in_groups(world.bench, objective(atlas_names.Grpo, size=2, kl=kl))
+        torch.testing.assert_close(world.log_prob(ours), law, **EXACT)
+
+
+@pytest.mark.parametrize("p", [0.03, 0.4, 0.95])
+@pytest.mark.parametrize("size", [2, 5])
+def test_the_gap_of_standardised_advantages_is_that_of_all_groups(size, p):
+    """Each group of rewards of 0 and 2, by its chance; its first text is granted, or is not."""
+    sums = {True: [0.0, 0.0], False: [0.0, 0.0]}
+    for group in itertools.product([0.0, 1.0], repeat=size):
+        rewards = 2 * tensor(group)
+        chance = p ** sum(group) * (1 - p) ** (size - sum(group))
+        advantage = (rewards[0] - rewards.mean()) / (rewards.std() + atlas_names.EPSILON)
+        sums[bool(group[0])][0] += chance * float(advantage)
+        sums[bool(group[0])][1] += chance
+    expected = sums[True][0] / sums[True][1] - sums[False][0] / sums[False][1]
+    assert atlas_names.gap(p, size, 2.0) == pytest.approx(expected, rel=1e-12)
+
+
+@SEEDS
+def test_a_standardised_target_is_that_of_its_own_gap(seed):
+    """F5: the tree's F3 with rewards of the gap is the law, and its mass on the wish is where the gap was taken."""
+    world = World(seed)
+    world.automaton = world.automaton.scored(0.0, -2.0)
+    world.bench = atlas_names.Bench(world.prior, world.automaton, max_length=MOST)
+    ours = world.log_prob(atlas_names.standardised(world.bench, objective(atlas_names.Grpo, size=4, scale="group")))
+    reward = world.listed[1]
+    success = float(ours.exp()[reward == 0].sum())
+    scaled = world.problem.with_rewards(world.problem.rewards * atlas_names.gap(success, 4, 2.0) / 2)
+    law = fixed_points.per_step_kl(scaled, kl_weight=ALPHA, estimator="k2")
+    torch.testing.assert_close(ours, law, rtol=0, atol=1e-7)
+
+
+def test_every_row_has_a_law_and_only_those_said_to_have_it_end_at_p_star():
+    """Texts of a and b again, at the rows' own temperatures."""
+    world = World(7)
+    world.automaton = world.automaton.scored(0.0, atlas_names.FLOOR)
+    bench = atlas_names.Bench(world.prior, world.automaton, max_length=MOST)
+    apart = set()
+    for name, row in atlas_names.ROWS.items():
+        law = row.target(bench, row.objective)
+        assert float(world.log_prob(law).exp().sum()) == pytest.approx(1, abs=1e-9)
+        if bench.kl(law, atlas_names.own(bench, row.objective)) > 1e-3:
+            apart.add(name)
+    differ = {"kimi-prior-texts", "kimi-pairs", "flowrl", "dro-per-token", "grpo-k3-ratio", "grpo-k3"}
+    assert apart == differ | {"grpo-std-above", "grpo-std-below"}
