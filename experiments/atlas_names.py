@@ -1,10 +1,11 @@
 """Rows of the atlas on the prior of names: each loss against its own predicted target, and against p* (F1 to F5).
 
 The wish is a name that ends with *e*, which the prior grants to one name in five; log r(x) is 0 where it is granted and
--1 elsewhere, as good as a reward of 1 or 0. Each loss is its source's, from :mod:`companion.family`; each policy begins as the prior and is told the
-wish's state and the length. Where the target is the prior times a function of length and reward, a closed form over
-these classes gives the function; a KL per token asks for backward recursion over the nodes of :mod:`companion.automata`
-with plain Q. Read by chapters ``what-your-loss-converges-to`` and ``what-dividing-by-the-deviation-leaves``.
+-1 elsewhere, which to every loss here is a reward of 1 or 0. Each loss is its source's, from :mod:`companion.family`;
+each policy begins as the prior and is told the wish's state and the length. Where the target is the prior times a
+function of length and reward, a closed form over classes of texts gives that function; a KL per token asks for backward
+recursion over the nodes of :mod:`companion.automata`, with plain Q. Read by chapters ``what-your-loss-converges-to``
+and ``what-dividing-by-the-deviation-leaves``.
 
 Source: :mod:`companion.fixed_points`; the settings are those of ``names.py``, with fewer iterations.
 """
@@ -337,7 +338,7 @@ ROWS = {
     "flowrl": Row(FlowRL(kl_weight=0.5), over_length),
     "dro-per-token": Row(DroPerToken(), per_token),
     "grpo-k3": Row(Grpo(kl="k3"), per_token_in_groups),
-    "grpo-std-above": Row(Grpo(kl_weight=0.9, scale="group"), standardised),
+    "grpo-std-above": Row(Grpo(kl_weight=0.8, scale="group"), standardised),
     "grpo-std-below": Row(Grpo(kl_weight=0.5, scale="group"), standardised),
     "kimi": Row(Kimi(), lower_beta),
     "kimi-pairs": Row(Kimi(size=2), lower_beta),
