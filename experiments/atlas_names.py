@@ -19,13 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from companion import automata, family, objectives, plain, training
+from companion import automata, objectives, plain, training
 from companion import fixed_points as fp
-from companion.plain import storable
 from companion.samplers.contexts import ContextNetwork
 from companion.samplers.tokens import TokenSampler, Writing
 from companion.training import Linear, Schedule
 from experiments import names_prior
+from experiments.atlas_losses import EPSILON, Agro, DroPerToken, FlowRL, Grouped, Grpo, Kimi, Rloo
 from experiments.common import Outcome, generator, main, settings
 
 NEEDS = ("names_prior",)
@@ -36,118 +36,6 @@ ITERATIONS, BATCH = 500, 256
 SCHEDULE = Schedule(
     iterations=ITERATIONS, batch=BATCH, rate=1e-2, learned_rate=1e-1, decay=Linear(since=ITERATIONS // 3)
 )
-#: Added to a group's standard deviation, as in TRL.
-EPSILON = 1e-4
-
-
-# Losses.
-
-
-@dataclass(frozen=True)
-class _Grouped:
-    """A loss of the family in groups of ``size``; ``kl_weight`` is alpha."""
-
-    kl_weight: float = 0.25
-    size: int = BATCH
-
-    @property
-    def beta(self) -> float:
-        """Inverse temperature."""
-        return 1 / self.kl_weight
-
-    def parameters(self, like: Tensor) -> list[Tensor]:
-        """Return nothing: nothing is learned beside the policy."""
-        return []
-
-    def _options(self, batch) -> dict[str, Any]:
-        group = torch.arange(len(batch.log_reward)) // self.size
-        return {"kl_weight": self.kl_weight, "group": group, "steps": batch.steps}
-
-
-@storable
-@dataclass(frozen=True)
-class Agro(_Grouped):
-    """AGRO, which is VarGrad: :func:`companion.family.agro_loss`."""
-
-    def loss(self, batch, learned):
-        """Return half the variance in each group."""
-        return family.agro_loss(batch.log_pi, batch.log_ref, batch.log_reward, **self._options(batch))
-
-
-@storable
-@dataclass(frozen=True)
-class Kimi(_Grouped):
-    """The mean reward for log Z, the prior for the old policy: :func:`companion.family.kimi_loss`."""
-
-    def loss(self, batch, learned):
-        """Return the mean square."""
-        return family.kimi_loss(batch.log_pi, batch.log_ref, batch.log_reward, **self._options(batch))
-
-
-@storable
-@dataclass(frozen=True)
-class Rloo(_Grouped):
-    """RLOO as TRL ships it, at the first step of a batch: :func:`companion.family.rloo_loss`."""
-
-    def loss(self, batch, learned):
-        """Return the surrogate."""
-        return family.rloo_loss(
-            batch.log_pi, batch.log_pi.detach(), batch.log_ref, batch.log_reward, **self._options(batch)
-        )
-
-
-@storable
-@dataclass(frozen=True)
-class FlowRL(_Grouped):
-    """FlowRL whose scale undoes the division by the batch's deviation: :func:`companion.family.flowrl_loss`."""
-
-    def parameters(self, like):
-        """Return log Z, 0-d, zero at first."""
-        return [like.new_zeros(()).requires_grad_()]
-
-    def loss(self, batch, learned):
-        """Return the mean square, by length."""
-        options = self._options(batch)
-        scale = float(batch.log_reward.std() + 1e-6) / options.pop("kl_weight")
-        old = batch.log_pi.detach()
-        return family.flowrl_loss(
-            batch.log_pi, batch.log_ref, old, batch.log_reward, learned[0], scale=scale, **options
-        )
-
-
-@storable
-@dataclass(frozen=True)
-class DroPerToken(_Grouped):
-    """The DRO of verl with the prior for the old policy, a leave-one-out mean: :func:`family.dro_per_token_loss`."""
-
-    def loss(self, batch, learned):
-        """Return the mean over all tokens."""
-        n = len(batch.log_reward)
-        advantage = (batch.log_reward - batch.log_reward.mean()) * n / (n - 1)
-        return family.dro_per_token_loss(
-            batch.log_pi, batch.log_ref, advantage, kl_weight=self.kl_weight, steps=batch.steps
-        )
-
-
-@storable
-@dataclass(frozen=True)
-class Grpo(_Grouped):
-    """GRPO as TRL ships it, at the first step of a batch: :func:`companion.family.grpo_loss`.
-
-    ``kl`` and ``scale`` are its options, all others its defaults.
-    """
-
-    size: int = 8
-    kl: str = "k3_ratio"
-    scale: str = "none"
-
-    def loss(self, batch, learned):
-        """Return the surrogate, a mean over all tokens."""
-        return family.grpo_loss(
-            batch.log_pi, batch.log_pi.detach(), batch.log_reward, log_ref=batch.log_ref, kl=self.kl, scale=self.scale,
-            epsilon=EPSILON, **self._options(batch),
-        )  # fmt: skip
-
 
 # Predicted targets.
 
@@ -276,15 +164,15 @@ def p_star(bench: Bench, kl_weight: float) -> Tables:
 
 def own(bench: Bench, loss) -> Tables:
     """The target of a loss that says what it is, p* of its temperature."""
-    return p_star(bench, loss.kl_weight if isinstance(loss, _Grouped) else 1 / loss.beta)
+    return p_star(bench, loss.kl_weight if isinstance(loss, Grouped) else 1 / loss.beta)
 
 
-def lower_beta(bench: Bench, loss: _Grouped) -> Tables:
+def lower_beta(bench: Bench, loss: Grouped) -> Tables:
     """F6: a mean that contains the text's own reward."""
     return p_star(bench, 1 / fp.inclusive_mean(loss.beta, size=loss.size))
 
 
-def mean_for_log_z(bench: Bench, loss: _Grouped) -> Tables:
+def mean_for_log_z(bench: Bench, loss: Grouped) -> Tables:
     """F1 on the prior's texts, the mean reward for log Z."""
     beta = fp.inclusive_mean(loss.beta, size=loss.size)
     mean = beta * float(bench.log_ref.exp() @ bench.log_reward)
@@ -292,13 +180,13 @@ def mean_for_log_z(bench: Bench, loss: _Grouped) -> Tables:
     return bench.of_classes(law)
 
 
-def over_length(bench: Bench, loss: _Grouped) -> Tables:
+def over_length(bench: Bench, loss: Grouped) -> Tables:
     """F2, the log-ratio over the length."""
     beta = fp.inclusive_mean(loss.beta, size=loss.size)
     return bench.of_classes(fp.length_normalised(bench.log_ref, bench.log_reward, bench.steps, beta=beta))
 
 
-def per_token(bench: Bench, loss: _Grouped) -> Tables:
+def per_token(bench: Bench, loss: Grouped) -> Tables:
     """F3, the KL per token; the batch's mean leaves the text out."""
     return bench.per_token(exponential(loss.kl_weight))
 
