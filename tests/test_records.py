@@ -251,6 +251,7 @@ JUDGES = [
     ("names", "", "names"),
     ("names", "-low", "names_log_z_start"),
     ("names", "-batch", "names_log_z_batch"),
+    ("atlas_names", "", "atlas_names"),
 ]
 
 
