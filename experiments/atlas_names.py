@@ -11,7 +11,7 @@ Source: :mod:`companion.fixed_points`; the settings are those of ``names.py``, w
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
@@ -213,11 +213,12 @@ def standardised(bench: Bench, loss: Grpo) -> Tables:
 
 @dataclass(frozen=True)
 class Row:
-    """A loss, its target, and whether it is shown the prior's texts or its policy's own."""
+    """A loss, its target, whether it is shown the prior's texts or its policy's own, and how many at a time."""
 
     objective: Any
     target: Callable[[Bench, Any], Tables] = own
     from_prior: bool = False
+    batch: int = BATCH
 
 
 ROWS = {
@@ -229,6 +230,7 @@ ROWS = {
     "grpo-std-above": Row(Grpo(kl_weight=0.8, scale="group"), standardised),
     "grpo-std-below": Row(Grpo(kl_weight=0.5, scale="group"), standardised),
     "kimi": Row(Kimi(), lower_beta),
+    "kimi-larger-batches": Row(Kimi(), lower_beta, batch=4 * BATCH),
     "kimi-pairs": Row(Kimi(size=2), lower_beta),
     "grpo-k3-ratio": Row(Grpo(), per_token_in_groups),
     "rloo": Row(Rloo(size=8)),
@@ -237,7 +239,7 @@ ROWS = {
 }
 TASKS = [
     {"name": f"{name}-{seed}", "method": name, "seed": seed, "evaluate_every": 250}
-    | settings(row.objective, SCHEDULE, Writing(reference=1.0) if row.from_prior else None)
+    | settings(row.objective, replace(SCHEDULE, batch=row.batch), Writing(reference=1.0) if row.from_prior else None)
     for name, row in ROWS.items()
     for seed in range(5)
 ]

@@ -252,6 +252,7 @@ JUDGES = [
     ("names", "-low", "names_log_z_start"),
     ("names", "-batch", "names_log_z_batch"),
     ("atlas_names", "", "atlas_names"),
+    ("atlas_names", "-larger-batches", "atlas_names_batch"),
 ]
 
 
