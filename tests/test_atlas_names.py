@@ -156,7 +156,7 @@ def test_a_standardised_target_is_that_of_its_own_gap(seed):
     torch.testing.assert_close(ours, law, rtol=0, atol=1e-7)
 
 
-def test_every_row_has_a_law_and_only_those_said_to_have_it_end_at_p_star():
+def test_every_row_has_a_law_and_only_those_that_are_said_to_end_away_from_p_star_do():
     """Texts of a and b again, at the rows' own temperatures."""
     world = World(7)
     world.automaton = world.automaton.scored(0.0, atlas_names.FLOOR)
@@ -202,7 +202,13 @@ APART = [
     marked("grpo-std-above", "F5"),
     marked("grpo-std-below", "F5"),
 ]
-AT_P_STAR = [marked("rtb"), marked("rtb-prior-texts"), marked("vargrad-prior-texts"), marked("kimi", "F1")]
+AT_P_STAR = [
+    marked("rtb"),
+    marked("rtb-prior-texts"),
+    marked("vargrad-prior-texts"),
+    marked("rloo", "F3"),
+    marked("kimi-larger-batches", "F1"),
+]
 
 
 def columns(runs):
@@ -220,7 +226,7 @@ def test_a_row_whose_target_is_not_p_star_ends_at_its_own(stored, row):
     assert max(map(abs, ends(granted - due))) < fixed["granted"]
 
 
-@pytest.mark.parametrize("row", [*AT_P_STAR, marked("rloo", "F3")])
+@pytest.mark.parametrize("row", AT_P_STAR)
 def test_a_row_whose_target_is_p_star_ends_there(stored, row):
     runs, fixed = stored
     target, _, granted, due, between = columns(runs[row])
@@ -229,10 +235,21 @@ def test_a_row_whose_target_is_p_star_ends_there(stored, row):
     assert max(map(abs, ends(granted - due))) < fixed["granted"]
 
 
+@pytest.mark.claim("F1")
+def test_the_mean_reward_on_its_own_texts_misses_its_bound_by_the_noise_of_batches(stored):
+    """Missed as fixed before, if by little; with batches four times as large it is within a smaller one."""
+    runs, fixed = stored
+    today = json.loads((ROOT / "experiments" / "margins.json").read_text())["atlas_names_batch"]
+    (small, _, granted, due, _), (large, *_) = (columns(runs[row]) for row in ("kimi", "kimi-larger-batches"))
+    assert fixed["p_star_within"] < ends(small)[1] < fixed["p_star_within"] + 0.01
+    assert max(map(abs, ends(granted - due))) < fixed["granted"]
+    assert ends(large)[1] < today["p_star_within"] and ends(large - small)[1] < 0
+
+
 def test_stored_measures_are_those_of_the_stored_network(stored):
     """From its weights, anew; and all rows are judged above."""
     runs, _ = stored
-    assert set(runs) == {param.values[0] for param in (*APART, *AT_P_STAR)} | {"rloo"}
+    assert set(runs) == {param.values[0] for param in (*APART, *AT_P_STAR)} | {"kimi"}
     (run,) = [run for runs in runs.values() for run in runs if run.arrays.exists()]
     policy = atlas_names.start(run.configuration)[0].policy
     arrays = records.read_arrays(run.arrays)
