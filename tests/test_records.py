@@ -251,6 +251,8 @@ JUDGES = [
     ("names", "", "names"),
     ("names", "-low", "names_log_z_start"),
     ("names", "-batch", "names_log_z_batch"),
+    ("atlas_names", "", "atlas_names"),
+    ("atlas_names", "-larger-batches", "atlas_names_batch"),
 ]
 
 
