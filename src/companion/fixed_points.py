@@ -1,9 +1,9 @@
 """What the losses of :mod:`companion.family` converge to, in closed form or by backward recursion (claims F1 to F9).
 
 Setting: finitely many paths of one step or more that form a tree, tabular logits, exact expectations, interior points
-(every deterministic policy is stationary too). *On-policy*: paths of the policy, detached; *off-policy*: of a fixed law
-b with full support. On a tree ``sum_y w(y) grad log pi(y) = 0`` iff w is proportional to pi: all else follows. With
-p* for :func:`target`, beta for 1 / ``kl_weight``:
+(every deterministic policy is stationary too); the reference stays fixed, also where a source takes the last policy.
+*On-policy*: paths of the policy, detached; *off-policy*: of a fixed law b with full support. On a tree
+``sum_y w(y) grad log pi(y) = 0`` iff w is proportional to pi. With p* for :func:`target`, beta for 1 / ``kl_weight``:
 
 * p*: ``dro``, ``tba``, ``agro``, ``gvpo``; on-policy ``a_star_po``, ``rloo``, ``lm_vargrad``, and ``grpo`` with its KL
   in the reward, even over a deviation; ``dpo`` on Bradley-Terry preferences; ``rebel`` at beta = k ``step_size``,
