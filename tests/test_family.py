@@ -240,6 +240,20 @@ def test_the_mean_reward_for_log_z_is_one_loss_under_three_names(seed):
 
 @pytest.mark.claim("N1")
 @pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("most", [math.inf, 1.5])
+def test_the_weight_of_flowrl_is_a_number_to_its_gradient(seed, most):
+    """Its slope by hand: twice the weight times the bracket, over the length."""
+    x, log_z = Draw(seed), torch.tensor(0.7, dtype=torch.float64)
+    weight = (x.log_pi - x.log_old).sum(dim=1).exp().clamp(max=most)
+    advantage = (x.log_reward - x.log_reward.mean()) / (x.log_reward.std() + 1e-6)
+    bracket = log_z + (x.log_pi - x.log_ref).sum(dim=1) / x.steps - 2.0 * advantage
+    slope = x.slope(family.flowrl_loss, x.log_ref, x.log_old, x.log_reward, log_z, scale=2.0, longest_weight=most)
+    per_path = 2 * weight * bracket / x.steps / len(weight)
+    assert_agree(slope, per_path[:, None].expand(6, 4), 1000.0)
+
+
+@pytest.mark.claim("N1")
+@pytest.mark.parametrize("seed", range(3))
 def test_pairs_are_a_log_variance_of_two(seed):
     """REBEL at eta = 1 / alpha is eight times VarGrad, pairs as groups: half a variance is an eighth of the square."""
     x, alpha = Draw(seed), 0.3
