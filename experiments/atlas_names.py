@@ -263,13 +263,19 @@ def predicted(method: str) -> dict[str, Tables]:
     return {"target": row.target(bench(), row.objective), "p_star": own(bench(), row.objective)}
 
 
-def start(task: dict) -> tuple[TokenSampler, objectives.Objective, torch.Generator]:
-    """What a run begins with: the sampler at the prior, what it is trained towards, and the source of its draws."""
-    prior, automaton = names_prior.load(), wish()
+def from_prior(automaton: automata.Automaton, seed: int) -> tuple[TokenSampler, torch.Generator]:
+    """A sampler whose policy is the prior, told the wish's state and the length, and the source of a run's draws."""
+    prior = names_prior.load()
     policy = ContextNetwork(LETTERS, torch.Generator(), automaton=automaton, max_length=MAX_LENGTH)
     policy = policy.with_weights(dict(prior.state_dict()))
     sampler = TokenSampler(policy, prior, automaton.log_reward, end=LETTERS, max_length=MAX_LENGTH)
-    return sampler, plain.from_plain(task["objective"]), generator(task["seed"], 2)
+    return sampler, generator(seed, 2)
+
+
+def start(task: dict) -> tuple[TokenSampler, objectives.Objective, torch.Generator]:
+    """What a run begins with: the sampler at the prior, what it is trained towards, and the source of its draws."""
+    sampler, draws = from_prior(wish(), task["seed"])
+    return sampler, plain.from_plain(task["objective"]), draws
 
 
 def run(task: dict, checkpoint: Path | None) -> Outcome:

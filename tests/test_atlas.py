@@ -15,8 +15,9 @@ import torch
 from inputs import generator, tensor
 
 from book import atlas, options
-from companion import family, mdp, rtb, trust_pcl
+from companion import family, mdp
 from companion.claims import registry
+from experiments.leaf_losses import LOSSES
 
 ROOT = Path(__file__).resolve().parents[1]
 LEAVES = {leaf["id"]: leaf for leaf in atlas.read(ROOT)}
@@ -31,160 +32,13 @@ ZERO, SOME, TRAINED = 1e-10, 1e-4, 1e-6
 CHUNK = 102
 
 
-def grpo(**given):
-    def loss(b):
-        return family.grpo_loss(b.x, b.old, b.reward, group=b.group, steps=b.steps, **given)
-
-    return loss
+def quantile_of(bench):
+    return tensor([float(bench.log_ref.exp()[bench.reward <= r].sum()) for r in bench.reward]).clamp(max=1.0)
 
 
-def grpo_with_kl(kl, scale="none"):
-    """Sums over tokens, up to a factor: what a mean over all tokens of very many texts is."""
-    constant = {"scale": scale, "normalisation": "dr_grpo", "longest": 4, "kl_weight": ALPHA, "kl": kl}
-
-    def loss(b):
-        return family.grpo_loss(b.x, b.old, b.reward, log_ref=b.ref, group=b.group, steps=b.steps, **constant)
-
-    return loss
-
-
-def centred(b):
-    return b.reward - b.reward.reshape(-1, N).mean(dim=1).repeat_interleave(N)
-
-
-def qrpo(transform):
-    quantile = tensor([float(BENCH.log_ref.exp()[BENCH.reward <= r].sum()) for r in BENCH.reward]).clamp(max=1.0)
-    return lambda b: family.qrpo_loss(b.x, b.ref, quantile[b.rows], kl_weight=ALPHA, transform=transform, steps=b.steps)
-
-
-def trust_pcl_loss(b):
-    rewards = BENCH.paths.per_step(BENCH.problem.rewards)[b.rows]
-    values = trust_pcl.full_path_values(ALPHA * b.learned, b.x)
-    return trust_pcl.loss(b.x, b.ref, rewards, values, kl_weight=ALPHA)
-
-
-def mean_log_ratio(b):
-    residual = b.learned + (b.x - b.ref).sum(dim=1) / b.steps - BETA * b.reward
-    return residual.square().mean()
-
-
-def warm_value():
+def warm_value(bench):
     """alpha times log Z at twice alpha, in units of reward: what A*-PO stores at beta1 = 1."""
-    return tensor(math.log(float((BENCH.log_ref.exp() * BENCH.reward.exp()).sum())))
-
-
-def preferred_pairs(loss):
-    """Each pair in both orders, by how likely the first is preferred: a loss for a pair is then their mean."""
-
-    def both(b):
-        total = 0.0
-        first = (b.reward[b.pairs[:, 0]] - b.reward[b.pairs[:, 1]]).sigmoid()
-        for chance, pairs in ((first, b.pairs), (1 - first, b.pairs.flip(1))):
-            each = torch.stack([loss(b, pair[None]) for pair in pairs])
-            total = total + (chance * each).mean()
-        return total
-
-    return both
-
-
-def with_others(b, of_kl):
-    """RLOO over the deviation of its batch, TRL's `normalize_advantages`, with one prompt to a batch."""
-    shaped = b.reward - ALPHA * of_kl
-    groups = shaped.reshape(-1, N)
-    advantage = (groups - (groups.sum(dim=1, keepdim=True) - groups) / (N - 1)) / (
-        groups.std(dim=1, keepdim=True) + 1e-4
-    )
-    return -(advantage.reshape(-1) * b.x.sum(dim=1)).mean()
-
-
-def tokens_after(b):
-    """tinker-cookbook's: each token's advantage has alpha times, from it on, the mean log-ratio less the token's."""
-    back = b.old - b.ref
-    real = torch.arange(back.shape[1]) < b.steps[:, None]
-    apart = torch.where(real, b.mean_per_token - back, 0.0)
-    later = apart.flip(1).cumsum(dim=1).flip(1)
-    return -(((centred(b)[:, None] + ALPHA * later) * b.x)[real]).sum() / len(b.x)
-
-
-#: Of each leaf: how many texts make a group, and the loss.
-LOSSES = {
-    "rtb": (1, lambda b: rtb.loss(b.x, b.ref, b.reward, b.learned, beta=BETA)),
-    "vargrad": (N, lambda b: rtb.vargrad_loss(b.x, b.ref, b.reward, beta=BETA, group=b.group)),
-    "trust-pcl": (1, trust_pcl_loss),
-    "dro": (1, lambda b: family.dro_loss(b.x, b.ref, b.reward, ALPHA * b.learned, kl_weight=ALPHA)),
-    "tba": (N, lambda b: family.tba_loss(b.x, b.ref, b.reward, kl_weight=ALPHA, group=b.group)),
-    "agro": (N, lambda b: family.agro_loss(b.x, b.ref, b.reward, kl_weight=ALPHA, group=b.group)),
-    "gvpo": (N, lambda b: family.gvpo_loss(b.x, b.begun, b.reward, kl_weight=ALPHA, group=b.group)),
-    "a-star-po": (1, lambda b: family.a_star_po_loss(b.x, b.ref, b.reward, warm_value(), kl_weight=ALPHA)),
-    "kimi": (N, lambda b: family.kimi_loss(b.x, b.begun, b.reward, kl_weight=ALPHA, group=b.group)),
-    "kimi-log-mean-exp": (
-        N,
-        lambda b: family.kimi_loss(b.x, b.begun, b.reward, kl_weight=ALPHA, partition="log_mean_exp", group=b.group),
-    ),
-    "openkimi": (
-        N,
-        lambda b: family.pmd_loss(b.x, b.begun, b.reward, kl_weight=ALPHA, group=b.group, steps=b.steps),
-    ),
-    "openkimi-log-mean-exp": (
-        N,
-        lambda b: family.pmd_loss(
-            b.x, b.begun, b.reward, kl_weight=ALPHA, partition="log_mean_exp", group=b.group, steps=b.steps
-        ),
-    ),
-    "qrpo-log": (1, qrpo("log")),
-    "qrpo": (1, qrpo("identity")),
-    "flipped-sign": (N, lambda b: family.lm_vargrad_loss(b.x, b.ref, b.reward, kl_weight=ALPHA, group=b.group)),
-    "length-normalised": (1, mean_log_ratio),
-    "flowrl": (
-        N,
-        lambda b: family.flowrl_loss(b.x, b.ref, b.old, b.reward, b.learned, scale=BETA, group=b.group, steps=b.steps),
-    ),
-    "rebel": (2, lambda b: family.rebel_loss(b.x, b.begun, b.reward, b.pairs, step_size=BETA)),
-    "rebel-kl": (
-        2,
-        lambda b: family.rebel_loss(
-            b.x, b.begun, b.reward - ALPHA * (b.begun - b.ref).sum(dim=1), b.pairs, step_size=0.7
-        ),
-    ),
-    "dpo": (2, preferred_pairs(lambda b, pair: family.dpo_loss(b.x, b.ref, pair, kl_weight=ALPHA))),
-    "ipo": (2, preferred_pairs(lambda b, pair: family.ipo_loss(b.x, b.ref, pair, kl_weight=ALPHA))),
-    "ipo-mean": (
-        2,
-        preferred_pairs(
-            lambda b, pair: family.ipo_loss(b.x, b.ref, pair, kl_weight=ALPHA, per_token=True, steps=b.steps)
-        ),
-    ),
-    "dro-per-token": (N, lambda b: family.dro_per_token_loss(b.x, b.begun, centred(b), kl_weight=ALPHA)),
-    "prime-rl": (N, lambda b: family.prime_rl_loss(b.x, b.old, centred(b), kl_weight=ALPHA)),
-    "prime-rl-weighted": (
-        N,
-        lambda b: family.prime_rl_loss(b.x, b.old, centred(b), kl_weight=ALPHA, penalty="weighted"),
-    ),
-    "prime-rl-log-ratio": (
-        N,
-        lambda b: family.prime_rl_loss(b.x, b.old, centred(b), kl_weight=ALPHA, penalty="log_ratio"),
-    ),
-    "opmd": (N, lambda b: family.opmd_loss(b.x, b.reward, kl_weight=ALPHA, group=b.group)),
-    "grpo-plain": (N, grpo(normalisation="dr_grpo", longest=4)),
-    "grpo-length": (N, grpo(normalisation="grpo")),
-    "grpo-kl": (N, grpo_with_kl("k3_ratio")),
-    "grpo-k3": (N, grpo_with_kl("k3")),
-    "grpo-std-kl": (N, grpo_with_kl("k3_ratio", "group")),
-    "grpo-std-k3": (N, grpo_with_kl("k3", "group")),
-    "grpo-kl-in-reward": (N, grpo_with_kl("reward")),
-    "rloo": (
-        N,
-        lambda b: family.rloo_loss(b.x, b.old, b.ref, b.reward, kl_weight=ALPHA, group=b.group),
-    ),
-    "rloo-std": (N, lambda b: with_others(b, (b.old - b.ref).sum(dim=1))),
-    "kl-outside-mean": (
-        N,
-        lambda b: -((centred(b) - ALPHA * (b.old - b.ref).sum(dim=1)) * b.x.sum(dim=1)).mean(),
-    ),
-    "kl-of-later-tokens": (N, tokens_after),
-    "reward-weighted": (1, lambda b: family.reward_weighted_loss(b.x, b.reward, kl_weight=ALPHA)),
-    "filtered": (1, lambda b: family.filtered_likelihood_loss(b.x, b.reward, threshold=atlas.KEPT)),
-}
+    return tensor(math.log(float((bench.log_ref.exp() * bench.reward.exp()).sum())))
 
 
 def groups_of(bench, size, log_law):
@@ -227,7 +81,10 @@ def expected_gradient(leaf, log_law, texts="own", *, bench=BENCH, begun=None, le
             begun=started[rows],
             ref=reference[rows],
             reward=bench.reward[rows],
-            rows=rows,
+            rewards=bench.paths.per_step(bench.problem.rewards)[rows],
+            quantile=quantile_of(bench)[rows],
+            warm=warm_value(bench),
+            longest=int(bench.steps.max()),
             steps=bench.steps[rows],
             group=torch.arange(len(some)).repeat_interleave(size),
             pairs=torch.arange(len(rows)).reshape(-1, 2) if size == 2 else None,
@@ -303,9 +160,10 @@ def test_on_fixed_texts_a_descent_from_anywhere_ends_there(leaf, seed):
         log_pi = per_token(BENCH, logits)
         parts = []
         for i in range(len(ref)):
-            only = {"x": log_pi, "ref": ref, "reward": BENCH.reward, "steps": BENCH.steps, "rows": torch.arange(15)}
-            one = {name: value[i : i + 1] for name, value in only.items()}
-            parts.append(LOSSES[leaf][1](SimpleNamespace(**one, learned=learned.expand(1))))
+            rewards = BENCH.paths.per_step(BENCH.problem.rewards)
+            only = {"x": log_pi, "ref": ref, "reward": BENCH.reward, "steps": BENCH.steps, "rewards": rewards}
+            one = {name: value[i : i + 1] for name, value in (only | {"quantile": quantile_of(BENCH)}).items()}
+            parts.append(LOSSES[leaf][1](SimpleNamespace(**one, learned=learned.expand(1), warm=warm_value(BENCH))))
         return BENCH.log_ref.exp() @ torch.stack(parts)
 
     descend(mean_loss, [logits, learned])
