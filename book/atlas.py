@@ -21,7 +21,7 @@ import torch
 from scipy import optimize, special
 from torch import Tensor
 
-from book import options
+from book import at_scale, options
 from companion import fixed_points, mdp
 
 ALPHA, BETA = 0.5, 2.0
@@ -67,6 +67,21 @@ _SCRIPT = """
 ```{raw} html
 <script src="../_static/atlas.js"></script>
 ```
+"""
+
+_AT_SCALE = r"""
+## On a network
+
+Each row with a closed form on own texts, or on the reference's, once more as training: a network, noisy batches, five
+seeds. The prior writes names, a name that ends with *e* is granted, and the reward between a granted name and another
+is four times the KL's weight (1.25 times in GRPO over a deviation, twice where the log-ratio is a mean over own texts).
+Groups have four names, in GRPO and RLOO eight, and the whole batch of 256 in DRO per token and in the rows of VarGrad
+and of the mean reward that are also in {doc}`/notebooks/19-what-your-loss-converges-to`. KLs are exact, in nats, with
+the 95 % interval of the mean over seeds; *wish* is the mass on granted names, and what the target has. *Borne out* asks
+for what was fixed before the runs: a KL to $p^*$ below 0.15 where that is the target, else one to the target below 0.3,
+and below half of that to $p^*$ if the two are more than 0.1 apart; and a mass within 0.05. Left out
+are rows in rounds, which are rows on fixed texts, repeated; and the flipped sign on fixed texts, which has no solution
+on $W_0$ for rewards as negative as these.
 """
 
 _QUESTION = r"""# I have this trainer: what do I get?
@@ -401,7 +416,8 @@ def render(root: Path) -> str:
     """Return the page of the atlas, as MyST Markdown."""
     table = [HEAD, ["---"] * len(HEAD), *lines(root)]
     rows = "\n".join("| " + " | ".join(cells) + " |" for cells in table)
-    return _INTRODUCTION + f"\n::::{{div}} atlas\n\n{rows}\n\n::::\n\n" + _problem() + _SCRIPT
+    page = _INTRODUCTION + f"\n::::{{div}} atlas\n\n{rows}\n\n::::\n\n" + _problem()
+    return page + _network(root) + _SCRIPT
 
 
 def _problem() -> str:
@@ -420,6 +436,14 @@ def _problem() -> str:
     ]
     head = "| text | $\\lvert y \\rvert$ | $p_{\\mathrm{ref}}$ | $R$ | $p^*$ |\n|---|---|---|---|---|\n"
     return "## The fifteen texts\n\n" + head + "\n".join(rows) + "\n"
+
+
+def _network(root: Path) -> str:
+    titles = {leaf["id"]: leaf["name"] for leaf in read(root)}
+    rows = at_scale.table(root, titles, TEXTS)
+    missed = sum(cells[-1] == "no" for cells in rows)
+    counts = f"{len(rows) - 2} rows, of which {missed} miss what was fixed.\n\n"
+    return _AT_SCALE + counts + "\n".join("| " + " | ".join(cells) + " |" for cells in rows) + "\n"
 
 
 # The page of decisions.
