@@ -30,7 +30,7 @@ from experiments.common import ROOT, Outcome, main, settings
 NEEDS = ("names_prior",)
 #: log r(x) where the wish is not granted.
 FLOOR = -2.0
-#: What is at scale already, in ``atlas_names.py``; and the flipped sign on fixed texts, which has no solution on W_0 for
+#: What is at scale already, in ``atlas_names.py``; and the flipped sign on fixed texts, without a solution on W_0 for
 #: these rewards, all of them negative.
 THERE = {
     "own": {"rtb", "kimi", "length-normalised", "dro-per-token", "grpo-kl", "grpo-k3", "rloo"},
