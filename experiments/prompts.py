@@ -54,6 +54,7 @@ class Arm:
 START = -4.5
 SCALAR = Arm(objectives.RTB(BETA, objectives.Scalar(START)))
 TABLE = Arm(objectives.RTB(BETA, objectives.Table(LETTERS, START)))
+WHOLE_BATCH = Arm(objectives.VarGrad(BETA), group="none")
 GROUPS = {f"group-of-{n}": Arm(objectives.VarGrad(BETA), n, group="drawn") for n in (2, 8, 64)}
 ALL = {"scalar": SCALAR, "table": TABLE} | GROUPS
 ARMS = {
@@ -62,7 +63,10 @@ ARMS = {
     | {
         "network": Arm(network="detached"),
         "network-attached": Arm(network="attached"),
-        "whole-batch": Arm(objectives.VarGrad(BETA), group="none"),
+        "whole-batch": WHOLE_BATCH,
+        "scalar-again": SCALAR,
+        "table-again": TABLE,
+        "whole-batch-again": WHOLE_BATCH,
     },
 }
 TASKS = [
@@ -70,7 +74,7 @@ TASKS = [
     | settings(arm.objective, SCHEDULE, Writing(reference=1.0) if texts == "prior" else None)
     for texts, arms in ARMS.items()
     for name, arm in arms.items()
-    for seed in range(5)
+    for seed in (range(5, 10) if name.endswith("-again") else range(5))
 ]
 
 
