@@ -139,13 +139,14 @@ class Lagging(Grouped):
 
     def loss(self, batch, learned):
         """Return the surrogate. The batch has a log_behaviour."""
-        now, old, steps = batch.log_pi.detach(), batch.log_behaviour, batch.steps
+        now, old = batch.log_pi.detach(), batch.log_behaviour
+        options = {name: value for name, value in self._options(batch).items() if name != "kl_weight"}
         scored = {"old": old, "current": now}[self.kl]
         gain = batch.log_reward - self.kl_weight * (scored - batch.log_ref).sum(dim=1)
         if self.ratio == "product":
-            return family.rloo_loss(batch.log_pi, old, old, gain, kl_weight=1.0, clip=self.clip, steps=steps)
+            return family.rloo_loss(batch.log_pi, old, old, gain, kl_weight=1.0, clip=self.clip, **options)
         before, per_sequence = {"none": (now, False), "token": (old, False), "mean": (old, True)}[self.ratio]
         return family.grpo_loss(
             batch.log_pi, before, gain, scale="none", per_sequence=per_sequence, clip=(self.clip, self.clip),
-            normalisation="dr_grpo", longest=batch.log_pi.shape[1], steps=steps,
+            normalisation="dr_grpo", longest=batch.log_pi.shape[1], **options,
         )  # fmt: skip
