@@ -3,7 +3,7 @@
 Near a fixed point at which the residual is zero, or one number, such an update is
 ``x' = x - rate F ((1 - share) x + share x_old)``, F the Fisher information and ``share`` a number of the method. Here
 are the exact update, with every text weighted by its probability and the loss' own code behind it, the roots of that
-equation, and the critical lag in closed form. Read by chapter ``what-lag-does``.
+equation, and the critical lag in closed form.
 
 Source: Levin and May (1976), for ``x' = x - a x_old``; the rest is derived in the chapter.
 """
