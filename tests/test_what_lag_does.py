@@ -19,7 +19,6 @@ from experiments.atlas_losses import Lagging
 
 ROOT = Path(__file__).parents[1]
 ALPHA = 0.3
-pytestmark = pytest.mark.claim("X6")
 
 
 class Case:
@@ -72,11 +71,13 @@ OLD_KL = {
 }
 
 
+@pytest.mark.claim("X6")
 @pytest.mark.parametrize("name", UNFEELING)
 def test_a_lag_drops_out_where_the_residual_is_current_and_zero(name):
     assert Case().growth(*UNFEELING[name], lag=12, updates=60) == pytest.approx(0.8, abs=1e-3)
 
 
+@pytest.mark.claim("X6")
 def test_a_learned_log_z_drops_the_lag_too():
     """RTB and Trust-PCL, which is alpha squared of it with V = alpha log Z; the number begins where it belongs."""
     case = Case()
@@ -88,6 +89,7 @@ def test_a_learned_log_z_drops_the_lag_too():
 
 
 @pytest.mark.parametrize("name", OLD_KL)
+@pytest.mark.claim("X6")
 @pytest.mark.parametrize("lag", [5, 10])
 def test_no_ratio_cures_the_kl_of_the_old_policy(name, lag):
     """Below the critical lag, 7.4, and beyond it."""
@@ -113,6 +115,7 @@ class Fixed:
         return 0.5 * (weight * residual.square()).mean()
 
 
+@pytest.mark.claim("X6")
 @pytest.mark.parametrize("kappa", [-1.0, 0.3, 0.8, 1.4])
 def test_a_number_for_log_z_has_its_excess_for_a_share(kappa):
     """Error by error, as the equation has them; and none with a ratio, which is not differentiated."""
@@ -128,6 +131,7 @@ def test_a_number_for_log_z_has_its_excess_for_a_share(kappa):
     assert weighted == pytest.approx(0.8, abs=1e-3)
 
 
+@pytest.mark.claim("X6")
 def test_the_closed_forms_are_the_edge_of_the_roots():
     for lag in (0, 1, 4, 30):
         assert delayed.multiplier(delayed.critical_step(lag), 1.0, lag) == pytest.approx(1, abs=1e-6)
@@ -140,6 +144,7 @@ def test_the_closed_forms_are_the_edge_of_the_roots():
         assert delayed.critical_lag(0.02, share) == math.inf and delayed.multiplier(0.02, share, 200) < 1
 
 
+@pytest.mark.claim("X6")
 @pytest.mark.parametrize("seed", range(3))
 def test_reinforce_with_the_current_kl_is_vargrad_under_any_behaviour(seed):
     case, draws = Case(seed), generator(seed + 10)
@@ -150,6 +155,7 @@ def test_reinforce_with_the_current_kl_is_vargrad_under_any_behaviour(seed):
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
 
 
+@pytest.mark.claim("X6")
 @pytest.mark.parametrize("seed", range(3))
 def test_a_ratio_for_each_text_is_the_gradient_on_fresh_texts(seed):
     """At every distance, if the KL is the current one's."""
@@ -162,6 +168,7 @@ def test_a_ratio_for_each_text_is_the_gradient_on_fresh_texts(seed):
     assert (2 * case.bench.gradient(vargrad, now, old, 2) - fresh).abs().max() > 1e-3
 
 
+@pytest.mark.claim("X6")
 def test_normalised_weights_over_a_whole_batch_take_the_kl_of_the_current_policy():
     """A batch that holds each answer as often as the old policy draws it has no error of sampling."""
     case, counts = Case(), torch.tensor([1, 4, 2, 3, 6])
@@ -180,6 +187,7 @@ def test_normalised_weights_over_a_whole_batch_take_the_kl_of_the_current_policy
     assert at.shape == found.shape
 
 
+@pytest.mark.claim("X6")
 def test_texts_of_a_copy_are_drawn_and_scored_by_the_policy_of_the_last_refreshing():
     """Policies that are sure of one text each, in turn; the copy is refreshed at every third draw."""
     automaton = automata.contains("a", letters="ab").scored(0.0, -1.0)
@@ -218,10 +226,12 @@ def ends(values):
     return interval.low, interval.high
 
 
+@pytest.mark.claim("X6")
 def test_all_runs_are_there(stored):
     assert set(stored[0]) == {(task["method"], task["lag"]) for task in stale.TASKS} and len(stale.TASKS) == 95
 
 
+@pytest.mark.claim("X6")
 @pytest.mark.parametrize(
     ("key", "fresh"),
     [(("vargrad", 8), "vargrad"), (("vargrad", 32), "vargrad"), (("rtb", 32), "rtb"), (("rtb-low", 8), "rtb")],
@@ -232,12 +242,14 @@ def test_what_does_not_feel_a_lag(stored, key, fresh):
     assert -fixed["unfelt"] < low and high < fixed["unfelt"]
 
 
+@pytest.mark.claim("X6")
 @pytest.mark.parametrize("key", [("mean", 8), ("mean", 32), ("old-kl-product", 32)])
 def test_what_feels_it(stored, key):
     values, fixed = stored
     assert ends(values[key] - values["vargrad", key[1]])[0] > fixed["felt"]
 
 
+@pytest.mark.claim("X6")
 @pytest.mark.parametrize("key", [("old-kl", 8), ("old-kl", 32), ("old-kl-product", 8)])
 def test_what_feels_it_in_every_seed_but_missed_its_bound(stored, key):
     """The interval of the mean, over seeds that differ by a factor of many, is too wide for what was fixed."""
@@ -246,6 +258,7 @@ def test_what_feels_it_in_every_seed_but_missed_its_bound(stored, key):
     assert ends(above)[0] < fixed["felt"] < above.min()
 
 
+@pytest.mark.claim("X6")
 @pytest.mark.parametrize("lag", [8, 32])
 def test_a_clip_bounds_it_and_the_current_kl_ends_it(stored, lag):
     values, fixed = stored
@@ -254,6 +267,7 @@ def test_a_clip_bounds_it_and_the_current_kl_ends_it(stored, lag):
     assert -fixed["unfelt"] < low and high < fixed["unfelt"]
 
 
+@pytest.mark.claim("X6")
 def test_a_start_made_again_is_the_stored_one():
     """The first two updates of a run with a lag, from its own configuration: the same losses."""
     (run,) = [r for r in records.load("stale", where=ROOT / "results") if r.configuration["name"] == "vargrad-8-0"]
@@ -264,6 +278,7 @@ def test_a_start_made_again_is_the_stored_one():
     np.testing.assert_allclose(history.steps["loss"], run.steps["loss"][:2], rtol=1e-4)
 
 
+@pytest.mark.claim("X6")
 def test_the_wish_has_the_shares_that_the_chapter_names():
     """KL(p*, prior), and how far a log Z of zero is above its value."""
     bench = atlas_names.bench()
