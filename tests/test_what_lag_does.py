@@ -11,7 +11,7 @@ import pytest
 import torch
 from inputs import generator, tensor
 
-from companion import automata, fixed_points, objectives, plain, records, reinforce, rtb, statistics, training
+from companion import automata, family, fixed_points, objectives, plain, records, reinforce, rtb, statistics, training
 from companion.samplers.contexts import ContextNetwork
 from companion.samplers.tokens import TokenSampler, Writing
 from experiments import atlas_names, stale
@@ -96,6 +96,60 @@ def test_no_ratio_cures_the_kl_of_the_old_policy(name, lag):
     found = Case().growth(*OLD_KL[name], lag=lag)
     assert found == pytest.approx(delayed.multiplier(0.2, 1.0, lag), abs=1e-3)
     assert (found > 1) == (lag > 7)
+
+
+class Shipped:
+    """GRPO and RLOO with the KL in the reward as TRL has it, without the deviation."""
+
+    def __init__(self, loss, **options):
+        self.of, self.options = loss, options
+
+    def parameters(self, like):
+        return []
+
+    def loss(self, batch, learned):
+        options = {"kl_weight": ALPHA, "group": batch.group, "steps": batch.steps} | self.options
+        given = (batch.log_pi, batch.log_behaviour)
+        if self.of is family.rloo_loss:
+            return self.of(*given, batch.log_ref, batch.log_reward, **options)
+        return self.of(*given, batch.log_reward, log_ref=batch.log_ref, kl="reward", scale="none", **options)
+
+
+@pytest.mark.claim("X6")
+@pytest.mark.parametrize("name", ["rloo", "grpo"])
+def test_the_kl_in_the_reward_is_the_old_policys_where_trl_takes_it(name):
+    loss, scale = (family.rloo_loss, 1 / ALPHA) if name == "rloo" else (family.grpo_loss, 2 / ALPHA)
+    found = Case().growth(Shipped(loss), 2, scale, lag=10)
+    assert found == pytest.approx(delayed.multiplier(0.2, 1.0, 10), abs=1e-3)
+
+
+def fork():
+    """A text ends at once, or goes on to one of three ends: a bench, and p* of it."""
+    log_ref = torch.randn(2, 3, generator=generator(5), dtype=torch.float64)
+
+    def model(logits):
+        first, second = logits[:2].log_softmax(dim=0), logits[2:].log_softmax(dim=0)
+        ended = torch.stack([first[0], torch.zeros_like(first[0])])[None]
+        return torch.cat([ended, torch.stack([first[1].expand(3), second], dim=1)])
+
+    reference = model(torch.cat([log_ref[0, :2], log_ref[1]]))
+    reward, steps = tensor([0.3, -0.2, 0.1, 0.5]), torch.tensor([1, 2, 2, 2])
+    star = (reference.sum(dim=1) + reward / ALPHA).log_softmax(dim=0)
+    go_on = star[1:].logsumexp(dim=0)
+    return delayed.Bench(model, reference, reward, steps), torch.cat([star[:1], go_on[None], star[1:] - go_on])
+
+
+@pytest.mark.claim("X6")
+@pytest.mark.parametrize("ratio", ["token", "mean", "product"])
+@pytest.mark.parametrize("kl", ["current", "old"])
+def test_a_ratio_of_texts_of_two_lengths_leaves_the_share_as_it_is(kl, ratio):
+    """Both policies a little off p*, each its own way. A sum over tokens undoes the length of a mean of tokens."""
+    bench, star = fork()
+    ways = torch.randn(2, 5, generator=generator(6), dtype=torch.float64)
+    ends = [bench.gradient(lagging(kl, ratio), *(star + by * ways), 2) for by in (1e-5, -1e-5)]
+    scale = (1 if ratio == "product" else 2 * bench.log_ref.shape[1]) / ALPHA
+    expected = bench.fisher(star) @ ways[0 if kl == "current" else 1]
+    torch.testing.assert_close(scale * (ends[0] - ends[1]) / 2e-5, expected, rtol=0, atol=1e-7)
 
 
 class Fixed:
@@ -276,6 +330,16 @@ def test_a_start_made_again_is_the_stored_one():
     behaviour = plain.from_plain(run.configuration["behaviour"])
     history = training.fine_tune(sampler, objective, schedule=schedule, behaviour=behaviour, generator=draws)
     np.testing.assert_allclose(history.steps["loss"], run.steps["loss"][:2], rtol=1e-4)
+
+
+@pytest.mark.claim("X6")
+def test_reinforce_with_an_old_kl_ends_on_one_name(stored):
+    """The relative entropy of a law of one text to p* is -log p* of it; of the text e, in four seeds of five."""
+    sampler = stale.start(stale.TASKS[0])[0]
+    text = automata.encode(["e"], max_length=atlas_names.MAX_LENGTH)
+    log_z = float((atlas_names.bench().log_ref + 4 * atlas_names.bench().log_reward).logsumexp(dim=0))
+    one = log_z - float(sampler.log_prob(sampler.reference, text).sum())  # its log r is 0
+    assert np.isclose(stored[0]["old-kl", 32], one, rtol=1e-4).sum() == 4
 
 
 @pytest.mark.claim("X6")
