@@ -253,6 +253,7 @@ JUDGES = [
     ("names", "-batch", "names_log_z_batch"),
     ("atlas_names", "", "atlas_names"),
     ("atlas_names", "-larger-batches", "atlas_names_batch"),
+    ("stale", "", "stale"),
 ]
 
 
