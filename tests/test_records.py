@@ -256,6 +256,7 @@ JUDGES = [
     ("atlas_rows", "", "atlas_rows"),
     ("prompts", "", "prompts"),
     ("prompts", "-again", "prompts_again"),
+    ("stale", "", "stale"),
 ]
 
 
