@@ -120,3 +120,33 @@ class Grpo(Grouped):
             batch.log_pi, batch.log_pi.detach(), batch.log_reward, log_ref=batch.log_ref, kl=self.kl, scale=self.scale,
             epsilon=EPSILON, **self._options(batch),
         )  # fmt: skip
+
+
+@storable
+@dataclass(frozen=True)
+class Lagging(Grouped):
+    """A policy gradient on texts of an earlier policy, the KL in the reward, by what trainers ship.
+
+    ``kl`` says whose log-probabilities the KL is made of, the ``"old"`` policy's or the ``"current"`` one's; ``ratio``
+    what a text is weighed by: ``"none"``, one ratio for each ``"token"`` or for the ``"mean"`` of its tokens, both
+    :func:`companion.family.grpo_loss` with nothing divided, or the ratio of the whole text (``"product"``),
+    :func:`companion.family.rloo_loss`. ``clip`` is how far from 1 a ratio counts.
+    """
+
+    kl: str = "old"
+    ratio: str = "none"
+    clip: float = 1e6
+
+    def loss(self, batch, learned):
+        """Return the surrogate. The batch has a log_behaviour."""
+        now, old = batch.log_pi.detach(), batch.log_behaviour
+        options = {name: value for name, value in self._options(batch).items() if name != "kl_weight"}
+        scored = {"old": old, "current": now}[self.kl]
+        gain = batch.log_reward - self.kl_weight * (scored - batch.log_ref).sum(dim=1)
+        if self.ratio == "product":
+            return family.rloo_loss(batch.log_pi, old, old, gain, kl_weight=1.0, clip=self.clip, **options)
+        before, per_sequence = {"none": (now, False), "token": (old, False), "mean": (old, True)}[self.ratio]
+        return family.grpo_loss(
+            batch.log_pi, before, gain, scale="none", per_sequence=per_sequence, clip=(self.clip, self.clip),
+            normalisation="dr_grpo", longest=batch.log_pi.shape[1], **options,
+        )  # fmt: skip

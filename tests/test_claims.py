@@ -536,7 +536,7 @@ def test_the_ledger_shows_every_claim_with_its_links_tests_and_mutants(project):
     assert "- statement: {prf:ref}`K1`; status: **proved, checked exactly**; all checks: `make claim ID=K1`" in entry
     assert "\n## KL-regularised reinforcement learning\n\nSee {doc}`/notebooks/02-kl-regularised-rl`." in page
     assert "\n## Path consistency\n\nPlanned." in page
-    assert "| Prompts | exact, statistical | – | planned |" in page
+    assert "| Starting from noise | exact, statistical | – | planned |" in page
     assert "### X8: Digits\n\nTo be shown: On digits" in page and "- Evidence to come: exact, statistical\n" in page
 
 

@@ -40,7 +40,7 @@ def test_the_studies_are_found_each_after_those_that_it_needs():
     """They are the modules of the package that have tasks, and nothing lists them."""
     found = shared.studies()
     scripts = {path.stem for path in (ROOT / "experiments").glob("*.py")}
-    others = {"__init__", "__main__", "common", "cluster", "live", "atlas_losses"}
+    others = {"__init__", "__main__", "common", "cluster", "live", "atlas_losses", "leaf_losses"}
     assert len(set(found)) == len(found) and set(found) == scripts - others
     before = [name for name in found if name in ("twenty_five_modes", "published_baseline", "time_to_quality")]
     assert len(before) == 3 and all(found.index("prior") < found.index(name) for name in before)

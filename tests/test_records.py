@@ -253,14 +253,22 @@ JUDGES = [
     ("names", "-batch", "names_log_z_batch"),
     ("atlas_names", "", "atlas_names"),
     ("atlas_names", "-larger-batches", "atlas_names_batch"),
+    ("atlas_rows", "", "atlas_rows"),
+    ("prompts", "", "prompts"),
+    ("prompts", "-again", "prompts_again"),
+    ("stale", "", "stale"),
 ]
+
+
+def _method(configuration):
+    return configuration.get("method", configuration.get("arm", ""))
 
 
 @pytest.mark.parametrize(("name", "ending", "judge"), JUDGES)
 def test_margins_are_those_of_the_commit_that_each_run_recorded(name, ending, judge):
     """So no margin was fixed, or moved, once its runs were known. A shallow clone does not have the commits."""
     today = json.loads((ROOT / "experiments" / "margins.json").read_text())
-    judged = [run for run in records.load(name, where=STORE) if run.configuration.get("method", "").endswith(ending)]
+    judged = [run for run in records.load(name, where=STORE) if _method(run.configuration).endswith(ending)]
     for commit in sorted({run.provenance["commit"] for run in judged}):
         text = records._git(ROOT, "show", f"{commit}:experiments/margins.json")
         if text is None and records._git(ROOT, "cat-file", "-e", f"{commit}^{{commit}}") is None:

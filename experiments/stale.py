@@ -1,0 +1,85 @@
+"""What lag does on the prior of names: texts of a copy that is some updates old, under losses that do and do not mind.
+
+The wish is that of ``atlas_names.py``, so that KL(p*, prior) is 1.2 nats, above the half from which on the mean reward
+for log Z has a critical lag. A copy that is refreshed every k updates writes the texts: their lag is 0 to k - 1. Each
+policy begins as the prior and is told the wish's state and the length, and the learning rate stays as it is. Read by
+chapter ``what-lag-does``.
+
+Source: the losses are those of :mod:`companion.objectives` and ``atlas_losses.py``; the settings were chosen on seed
+100, which no stored run has.
+"""
+
+from pathlib import Path
+
+import torch
+
+from companion import objectives, plain, training
+from companion.samplers.tokens import TokenSampler, Writing
+from companion.training import Schedule
+from experiments import atlas_names
+from experiments.atlas_losses import Agro, Kimi, Lagging
+from experiments.common import Outcome, main, settings
+
+NEEDS = ("names_prior",)
+ITERATIONS, BATCH = 160, 256
+SCHEDULE = Schedule(iterations=ITERATIONS, batch=BATCH, rate=1e-2, learned_rate=1e-1)
+#: Updates between two refreshings of the copy: one is no lag.
+LAGS = (1, 8, 32)
+METHODS = {
+    "rtb": objectives.RTB(beta=4.0),
+    "rtb-low": objectives.RTB(4.0, objectives.Scalar(-3.15)),
+    "vargrad": Agro(),
+    "mean": Kimi(),
+    "old-kl": Lagging(),
+    "old-kl-product": Lagging(ratio="product"),
+    "old-kl-clipped": Lagging(ratio="token", clip=0.2),
+    "current-kl-clipped": Lagging(kl="current", ratio="token", clip=0.2),
+}
+#: Without a lag the last four are one method: every ratio is one, and both policies have one KL. ``rtb-low`` begins at
+#: the prior's mean beta log r in place of zero, which is above log Z; it is about the lag at which that shows.
+SKIPPED = {1: ("rtb-low", "old-kl-product", "old-kl-clipped", "current-kl-clipped"), 32: ("rtb-low",)}
+TASKS = [
+    {"name": f"{name}-{lag}-{seed}", "method": name, "lag": lag, "seed": seed, "evaluate_every": 40}
+    | settings(objective, SCHEDULE, Writing(refresh=lag))
+    for seed in range(5)
+    for lag in LAGS
+    for name, objective in METHODS.items()
+    if name not in SKIPPED.get(lag, ())
+]
+
+
+def start(task: dict) -> tuple[TokenSampler, objectives.Objective, torch.Generator]:
+    """What a run begins with: the sampler at the prior and a copy of it, what it is trained towards, and its draws."""
+    sampler, objective, draws = atlas_names.start(task)
+    options = {"end": sampler.end, "max_length": sampler.max_length, "lagged": True}
+    return TokenSampler(sampler.policy, sampler.reference, sampler.log_reward, **options), objective, draws
+
+
+def run(task: dict, checkpoint: Path | None) -> Outcome:
+    """Fine-tune one model, and measure it exactly along the run."""
+    sampler, objective, draws = start(task)
+    bench, policy = atlas_names.bench(), sampler.policy
+    p_star = atlas_names.p_star(bench, 0.25)
+
+    @torch.no_grad()
+    def evaluate():
+        return {"kl": bench.kl(policy, p_star)}
+
+    history = training.fine_tune(
+        sampler,
+        objective,
+        schedule=plain.from_plain(task["schedule"]),
+        behaviour=plain.from_plain(task["behaviour"]),
+        generator=draws,
+        evaluate=evaluate,
+        evaluate_every=task["evaluate_every"],
+        checkpoint=checkpoint,
+        label=task["name"],
+    )
+    kl = history.evaluations["kl"].tolist()
+    with torch.no_grad():
+        return Outcome({"kl": kl[-1], "late_kl": (kl[-2] + kl[-1]) / 2, "granted": bench.granted(policy)}, history)
+
+
+if __name__ == "__main__":
+    main("stale")
