@@ -82,6 +82,12 @@ for what was fixed before the runs: a KL to $p^*$ below 0.15 where that is the t
 and below half of that to $p^*$ if the two are more than 0.1 apart; and a mass within 0.05. Left out
 are rows in rounds, which are rows on fixed texts, repeated; and the flipped sign on fixed texts, which has no solution
 on $W_0$ for rewards as negative as these.
+
+What misses? On own texts, the two that keep a wrong number for $\log Z$, the mean reward and the flipped sign: its
+error times the score is noise, and for the mean reward larger batches cure it ({ref}`F1 <ledger-f1>`). On fixed texts,
+the two with a mean log-ratio, whose $\log Z$ begins at zero, above its value (FlowRL also weighs a text by its whole
+ratio); and, less far, prime-rl's square, IPO with means, and weighted likelihood. Only the first of these reasons was
+tested.
 """
 
 _QUESTION = r"""# I have this trainer: what do I get?

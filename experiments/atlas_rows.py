@@ -22,7 +22,7 @@ from torch import Tensor
 
 from book import atlas
 from companion import automata, plain, training
-from companion.samplers.tokens import Writing
+from companion.samplers.tokens import TokenSampler, Writing
 from experiments import leaf_losses, names_prior
 from experiments.atlas_names import MAX_LENGTH, SCHEDULE, Backup, Bench, Tables, from_prior
 from experiments.common import ROOT, Outcome, main, settings
@@ -210,9 +210,15 @@ def distance(policy: automata.Law, law: automata.Law) -> float:
     return bench().kl(*pair)
 
 
+def start(task: dict) -> tuple[TokenSampler, LeafLoss, torch.Generator]:
+    """What a run begins with: the sampler at the prior, its loss, and the source of its draws."""
+    sampler, draws = from_prior(wish(), task["seed"])
+    return sampler, objective(task["row"]), draws
+
+
 def run(task: dict, checkpoint: Path | None) -> Outcome:
     """Fine-tune one model, and measure it exactly."""
-    sampler, draws = from_prior(wish(), task["seed"])
+    sampler, loss, draws = start(task)
     laws, policy = predicted(task["row"]), sampler.policy
 
     @torch.no_grad()
@@ -221,7 +227,7 @@ def run(task: dict, checkpoint: Path | None) -> Outcome:
 
     history = training.fine_tune(
         sampler,
-        objective(task["row"]),
+        loss,
         schedule=plain.from_plain(task["schedule"]),
         behaviour=plain.from_plain(task["behaviour"]),
         generator=draws,

@@ -14,7 +14,14 @@ from experiments import atlas_names, atlas_rows
 
 ROOT = Path(__file__).parents[1]
 #: The rows whose runs do not bear their target out: what was fixed before them was missed.
-MISSED: set[str] = set()
+MISSED = {
+    "flipped-sign-own",
+    "length-normalised-fixed",
+    "flowrl-fixed",
+    "ipo-mean-fixed",
+    "prime-rl-fixed",
+    "reward-weighted-fixed",
+}
 SEED = 5
 LAWS = sorted({law for _, _, law in atlas_rows.ROWS.values()})
 

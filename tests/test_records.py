@@ -94,7 +94,7 @@ def gaps(name, run):
     given |= {"objective": objective[0]} if objective else {}  # one that holds a network has no plain form
     steps = training.fine_tune(sampler, **given, generator=draws, stop_after=AGAIN).steps
     assert list(run.steps["iteration"][:AGAIN]) == list(range(AGAIN))
-    replays = sampler.store is not None
+    replays = getattr(sampler, "store", None) is not None
     columns = ["elbo", "log_reward"]
     # The surrogate of REINFORCE is a small difference of large terms: one other path moves it by a tenth.
     if not (replays and type(given["objective"]).__name__ == "Reinforce"):
