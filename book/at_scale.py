@@ -23,7 +23,7 @@ NAMED = {
     "grpo-std-above": "grpo-std-kl-own",
     "rloo": "rloo-own",
 }
-_HEAD = ["loss", "texts", "KL of its target to $p^*$", "KL to its target", "KL to $p^*$", "wish", "borne out"]
+_HEAD = ["loss", "texts", "KL of its target to $p^*$", "KL to its target", "KL to $p^*$", "wish", "due", "borne out"]
 
 
 def judged(runs: list[Run], fixed: dict[str, Any]) -> bool:
@@ -59,7 +59,7 @@ def table(root: Path, titles: dict[str, str], texts: dict[str, str]) -> list[lis
         for kind, word in texts.items():
             if f"{leaf}-{kind}" in rows:
                 runs, fixed = rows[f"{leaf}-{kind}"]
-                cells.append([f"{{ref}}`{title} <atlas-{leaf}>`", word, *_numbers(runs), _verdict(runs, fixed)])
+                cells.append([f"[{title}](#atlas-{leaf})", word, *_numbers(runs), _verdict(runs, fixed)])
     return cells
 
 
@@ -74,4 +74,4 @@ def _numbers(runs: list[Run]) -> Iterator[str]:
         found = mean_interval(records.measure(runs, name))
         yield f"{found.mean:.2f} ± {found.high - found.mean:.2f}"
     mass, due = (sum(x) / len(x) for x in (records.measure(runs, name) for name in ("granted", "target_granted")))
-    yield f"{mass:.2f}, due {due:.2f}"
+    yield from (f"{mass:.2f}", f"{due:.2f}")

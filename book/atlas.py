@@ -74,20 +74,20 @@ _AT_SCALE = r"""
 
 Each row with a closed form on own texts, or on the reference's, once more as training: a network, noisy batches, five
 seeds. The prior writes names, a name that ends with *e* is granted, and the reward between a granted name and another
-is four times the KL's weight (1.25 times in GRPO over a deviation, twice where the log-ratio is a mean over own texts).
-Groups have four names, in GRPO and RLOO eight, and the whole batch of 256 in DRO per token and in the rows of VarGrad
-and of the mean reward that are also in {doc}`/notebooks/19-what-your-loss-converges-to`. KLs are exact, in nats, with
-the 95 % interval of the mean over seeds; *wish* is the mass on granted names, and what the target has. *Borne out* asks
-for what was fixed before the runs: a KL to $p^*$ below 0.15 where that is the target, else one to the target below 0.3,
-and below half of that to $p^*$ if the two are more than 0.1 apart; and a mass within 0.05. Left out
-are rows in rounds, which are rows on fixed texts, repeated; and the flipped sign on fixed texts, which has no solution
-on $W_0$ for rewards as negative as these.
+is four times the KL's weight (1.25 times in GRPO over a deviation, twice where the log-ratio is a mean over own
+texts). Groups have four names, in GRPO and RLOO eight, and the whole batch of 256 in DRO per token and in the rows of
+VarGrad and of the mean reward that are also in {doc}`/notebooks/19-what-your-loss-converges-to`. KLs are exact, in
+nats, with the 95 % interval of the mean over seeds; *wish* is the mass on granted names, *due* what the target has.
+*Borne out* asks for what was fixed before the runs: a KL to $p^*$ below 0.15 where that is the target, else one to
+the target below 0.3, and below half of that to $p^*$ if the two are more than 0.1 apart; and a mass within 0.05. Left
+out are rows in rounds, which are rows on fixed texts, repeated; and the flipped sign on fixed texts, which has no
+solution on $W_0$ for rewards as negative as these.
 
 What misses? On own texts, the two that keep a wrong number for $\log Z$, the mean reward and the flipped sign: its
-error times the score is noise, and for the mean reward larger batches cure it ({ref}`F1 <ledger-f1>`). On fixed texts,
-the two with a mean log-ratio, whose $\log Z$ begins at zero, above its value (FlowRL also weighs a text by its whole
-ratio); and, less far, prime-rl's square, IPO with means, and weighted likelihood. Only the first of these reasons was
-tested.
+error times the score is noise, and for the mean reward larger batches cure it ({ref}`F1 <ledger-f1>`). On fixed
+texts, the two with a mean log-ratio, whose $\log Z$ begins at zero, above its value (FlowRL also weighs a text by its
+whole ratio); and, less far, prime-rl's square, IPO with means, and weighted likelihood. Only the first of these
+reasons was tested.
 """
 
 _QUESTION = r"""# I have this trainer: what do I get?
