@@ -15,10 +15,11 @@ import torch
 from inputs import generator, tensor
 from scipy.optimize import brentq
 
-from companion import automata, fixed_points, objectives, records, reinforce, rtb
+from companion import automata, fixed_points, objectives, records, reinforce, rtb, training
 from companion.samplers import Batch
 from companion.samplers.contexts import ContextNetwork
 from companion.samplers.tokens import Writing
+from companion.training import Schedule
 from experiments import prompts
 
 ROOT = Path(__file__).parents[1]
@@ -131,6 +132,25 @@ def test_log_z_of_a_letter_is_that_of_the_wish_to_begin_with_it(letter):
     assert float(prompts.exact()[1][index]) == pytest.approx(
         float(joint - chance) + 2.0 * (-0.75 * (index % 3)), abs=1e-5
     )
+
+
+@pytest.mark.parametrize("arm", ["network-attached", "table", "group-of-8"])
+def test_a_run_goes_on_as_if_it_had_not_stopped_with_what_it_learned_for_log_z(tmp_path, arm):
+    """Stopped after two and after four steps of six: equal to the last bit, the network too."""
+
+    def train(**options):
+        settings = task("prior", arm) | {"objective": arm_objective(prompts.ARMS["prior"][arm])}
+        sampler, objective, draws = prompts.start(settings)
+        schedule = Schedule(iterations=6, batch=32, rate=1e-2, learned_rate=1e-1)
+        given = {"schedule": schedule, "behaviour": Writing(reference=1.0), "generator": draws}
+        history = training.fine_tune(sampler, objective, **given, **options)
+        return [*sampler.parameters(), *history.learned], history.steps["loss"].tolist()
+
+    whole, losses = train()
+    for stop in (2, 4, None):
+        again, found = train(checkpoint=tmp_path / "run.npz", stop_after=stop)
+    assert found == losses and len(again) == len(whole)
+    assert all(torch.equal(x, y) for x, y in zip(again, whole, strict=True))
 
 
 # The stored runs.
