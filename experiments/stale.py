@@ -34,17 +34,31 @@ METHODS = {
     "old-kl-product": Lagging(ratio="product"),
     "old-kl-clipped": Lagging(ratio="token", clip=0.2),
     "current-kl-clipped": Lagging(kl="current", ratio="token", clip=0.2),
+    "old-kl-token": Lagging(ratio="token"),
+    "old-kl-gspo": Lagging(ratio="mean", clip=0.03),
 }
-#: Without a lag the last four are one method: every ratio is one, and both policies have one KL. ``rtb-low`` begins at
+#: Without a lag all from the first ratio on are one method: every ratio is one, and both policies have one KL. ``rtb-low`` begins at
 #: the prior's mean beta log r in place of zero, which is above log Z; it is about the lag at which that shows.
-SKIPPED = {1: ("rtb-low", "old-kl-product", "old-kl-clipped", "current-kl-clipped"), 32: ("rtb-low",)}
+SKIPPED = {1: ("rtb-low", *[name for name in METHODS if "-kl-" in name]), 32: ("rtb-low",)}
+#: What missed its bound, or is measured against, once more on other seeds.
+AGAIN = {8: ("vargrad", "old-kl", "old-kl-product"), 32: ("vargrad", "old-kl")}
+
+
+def task(name: str, method: str, lag: int, seed: int) -> dict:
+    """A run of a method whose copy is refreshed every ``lag`` updates, under a name."""
+    made = {"name": f"{name}-{lag}-{seed}", "method": name, "lag": lag, "seed": seed, "evaluate_every": 40}
+    return made | settings(METHODS[method], SCHEDULE, Writing(refresh=lag))
+
+
 TASKS = [
-    {"name": f"{name}-{lag}-{seed}", "method": name, "lag": lag, "seed": seed, "evaluate_every": 40}
-    | settings(objective, SCHEDULE, Writing(refresh=lag))
+    task(name, name, lag, seed)
     for seed in range(5)
     for lag in LAGS
-    for name, objective in METHODS.items()
+    for name in METHODS
     if name not in SKIPPED.get(lag, ())
+]
+TASKS += [
+    task(f"{name}-again", name, lag, seed) for seed in range(5, 10) for lag, names in AGAIN.items() for name in names
 ]
 
 

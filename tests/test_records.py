@@ -257,6 +257,9 @@ JUDGES = [
     ("prompts", "", "prompts"),
     ("prompts", "-again", "prompts_again"),
     ("stale", "", "stale"),
+    ("stale", "-again", "stale_again"),
+    ("stale", "-token", "stale_token"),
+    ("stale", "-gspo", "stale_gspo"),
 ]
 
 
