@@ -37,7 +37,7 @@ METHODS = {
     "old-kl-token": Lagging(ratio="token"),
     "old-kl-gspo": Lagging(ratio="mean", clip=0.03),
 }
-#: Without a lag all from the first ratio on are one method: every ratio is one, and both policies have one KL. ``rtb-low`` begins at
+#: Without a lag all with a ratio are one method: each is one, and both policies have one KL. ``rtb-low`` begins at
 #: the prior's mean beta log r in place of zero, which is above log Z; it is about the lag at which that shows.
 SKIPPED = {1: ("rtb-low", *[name for name in METHODS if "-kl-" in name]), 32: ("rtb-low",)}
 #: What missed its bound, or is measured against, once more on other seeds.

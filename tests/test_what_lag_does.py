@@ -271,8 +271,10 @@ def stored():
     for run in records.load("stale", where=ROOT / "results"):
         key = run.configuration["method"], run.configuration["lag"]
         found.setdefault(key, {})[run.configuration["seed"]] = run.measures["late_kl"]
-    values = {key: np.array([by_seed[seed] for seed in range(5)]) for key, by_seed in found.items()}
-    return values, json.loads((ROOT / "experiments" / "margins.json").read_text())["stale"]
+    values = {key: np.array([by_seed[seed] for seed in sorted(by_seed)]) for key, by_seed in found.items()}
+    margins = json.loads((ROOT / "experiments" / "margins.json").read_text())
+    again = {name: margins[f"stale_{name}"] for name in ("again", "token", "gspo")}
+    return values, margins["stale"] | again
 
 
 def ends(values):
@@ -282,7 +284,8 @@ def ends(values):
 
 @pytest.mark.claim("X6")
 def test_all_runs_are_there(stored):
-    assert set(stored[0]) == {(task["method"], task["lag"]) for task in stale.TASKS} and len(stale.TASKS) == 95
+    assert set(stored[0]) == {(task["method"], task["lag"]) for task in stale.TASKS} and len(stale.TASKS) == 140
+    assert {len(values) for values in stored[0].values()} == {5}
 
 
 @pytest.mark.claim("X6")
@@ -319,6 +322,22 @@ def test_a_clip_bounds_it_and_the_current_kl_ends_it(stored, lag):
     assert ends(values["old-kl-clipped", lag] - values["vargrad", lag])[1] < fixed["bounded"]
     low, high = ends(values["current-kl-clipped", lag] - values["vargrad", lag])
     assert -fixed["unfelt"] < low and high < fixed["unfelt"]
+
+
+@pytest.mark.claim("X6")
+@pytest.mark.parametrize("key", [("old-kl-again", 8), ("old-kl-again", 32), ("old-kl-product-again", 8)])
+def test_on_new_seeds_the_logarithm_is_above_what_was_fixed(stored, key):
+    values, fixed = stored
+    ratio = np.log(values[key] / values["vargrad-again", key[1]])
+    assert ends(ratio)[0] > fixed["again"]["log_felt"]
+
+
+@pytest.mark.claim("X6")
+@pytest.mark.parametrize("lag", [8, 32])
+def test_a_ratio_for_each_token_does_not_cure_it_and_the_clip_of_gspo_bounds_it(stored, lag):
+    values, fixed = stored
+    assert ends(np.log(values["old-kl-token", lag] / values["vargrad", lag]))[0] > fixed["token"]["log_felt"]
+    assert ends(values["old-kl-gspo", lag] - values["vargrad", lag])[1] < fixed["gspo"]["bounded"]
 
 
 @pytest.mark.claim("X6")
