@@ -19,14 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from companion import automata, objectives, plain, training
+from companion import automata, objectives, plain
 from companion import fixed_points as fp
 from companion.samplers.contexts import ContextNetwork
 from companion.samplers.tokens import TokenSampler, Writing
 from companion.training import Linear, Schedule
 from experiments import names_prior
 from experiments.atlas_losses import EPSILON, Agro, DroPerToken, FlowRL, Grouped, Grpo, Kimi, Rloo
-from experiments.common import Outcome, generator, main, settings
+from experiments.common import Outcome, fine_tune, generator, main, measured, settings
 
 NEEDS = ("names_prior",)
 MAX_LENGTH, LETTERS = names_prior.MAX_LENGTH, len(automata.LETTERS)
@@ -287,17 +287,7 @@ def run(task: dict, checkpoint: Path | None) -> Outcome:
     def evaluate():
         return {f"kl_to_{name}": bench().kl(policy, law) for name, law in laws.items()}
 
-    history = training.fine_tune(
-        sampler,
-        objective,
-        schedule=plain.from_plain(task["schedule"]),
-        behaviour=plain.from_plain(task["behaviour"]),
-        generator=draws,
-        evaluate=evaluate,
-        evaluate_every=task["evaluate_every"],
-        checkpoint=checkpoint,
-        label=task["name"],
-    )
+    history = fine_tune(task, sampler, draws, objective, **measured(task, evaluate, checkpoint))
     with torch.no_grad():
         measures = evaluate() | {"granted": bench().granted(policy)}
         measures |= {f"{name}_granted": bench().granted(law) for name, law in laws.items()}

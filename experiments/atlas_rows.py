@@ -21,11 +21,11 @@ from scipy import special
 from torch import Tensor
 
 from book import atlas
-from companion import automata, plain, training
+from companion import automata
 from companion.samplers.tokens import TokenSampler, Writing
 from experiments import leaf_losses, names_prior
 from experiments.atlas_names import MAX_LENGTH, SCHEDULE, Backup, Bench, Tables, from_prior
-from experiments.common import ROOT, Outcome, main, settings
+from experiments.common import ROOT, Outcome, fine_tune, main, measured, settings
 
 NEEDS = ("names_prior",)
 #: log r(x) where the wish is not granted.
@@ -225,17 +225,7 @@ def run(task: dict, checkpoint: Path | None) -> Outcome:
     def evaluate():
         return {f"kl_to_{name}": distance(policy, law) for name, law in laws.items()}
 
-    history = training.fine_tune(
-        sampler,
-        loss,
-        schedule=plain.from_plain(task["schedule"]),
-        behaviour=plain.from_plain(task["behaviour"]),
-        generator=draws,
-        evaluate=evaluate,
-        evaluate_every=task["evaluate_every"],
-        checkpoint=checkpoint,
-        label=task["name"],
-    )
+    history = fine_tune(task, sampler, draws, loss, **measured(task, evaluate, checkpoint))
     with torch.no_grad():
         measures = evaluate() | {"granted": bench().granted(policy)}
         measures |= {f"{name}_granted": bench().granted(law) for name, law in laws.items()}

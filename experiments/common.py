@@ -63,11 +63,20 @@ def settings(objective, schedule, behaviour=None) -> dict[str, Any]:
     return {name: plain.to_plain(part) for name, part in parts.items()}
 
 
-def fine_tune(task: Mapping[str, Any], sampler: Sampler, draws: torch.Generator, **options) -> training.History:
-    """Train a sampler as a task says; ``options`` are those of :func:`companion.training.fine_tune`."""
-    objective = plain.from_plain(task["objective"])
+def fine_tune(task: Mapping[str, Any], sampler: Sampler, draws: torch.Generator, objective=None, **options):
+    """Train a sampler as a task says; ``options`` are those of :func:`companion.training.fine_tune`.
+
+    An ``objective`` that holds a network has no plain form, and is given; the task names it.
+    """
+    objective = plain.from_plain(task["objective"]) if objective is None else objective
     given = {name: plain.from_plain(task[name]) for name in ("schedule", "behaviour")}
     return training.fine_tune(sampler, objective, generator=draws, **given, **options)
+
+
+def measured(task: Mapping[str, Any], evaluate: Callable[[], dict], checkpoint: Path | None) -> dict[str, Any]:
+    """Options of :func:`fine_tune` for a run that is measured as its task says, and may be interrupted."""
+    every = task["evaluate_every"]
+    return {"evaluate": evaluate, "evaluate_every": every, "checkpoint": checkpoint, "label": task["name"]}
 
 
 def positive_integer(text: str) -> int:

@@ -16,13 +16,13 @@ from typing import Any
 
 import torch
 
-from companion import automata, objectives, plain, training
+from companion import automata, objectives, plain
 from companion.samplers import Fading
 from companion.samplers.contexts import ContextNetwork
 from companion.samplers.tokens import TextStore, TokenSampler, Writing, resampled_prior_texts
 from companion.training import Linear, Schedule
 from experiments import names_prior
-from experiments.common import Outcome, generator, main, settings
+from experiments.common import Outcome, fine_tune, generator, main, measured, settings
 
 NEEDS = ("names_prior",)
 MAX_LENGTH, LETTERS = names_prior.MAX_LENGTH, len(automata.LETTERS)
@@ -164,17 +164,7 @@ def run(task: dict, checkpoint: Path | None) -> Outcome:
     def evaluate():
         return {"kl": automata.kl_divergence(policy, posterior, automaton, max_length=MAX_LENGTH).item()}
 
-    history = training.fine_tune(
-        sampler,
-        objective,
-        schedule=plain.from_plain(task["schedule"]),
-        behaviour=plain.from_plain(task["behaviour"]),
-        generator=draws,
-        evaluate=evaluate,
-        evaluate_every=task["evaluate_every"],
-        checkpoint=checkpoint,
-        label=task["name"],
-    )
+    history = fine_tune(task, sampler, draws, objective, **measured(task, evaluate, checkpoint))
     measures = final_measures(policy, posterior, generator(task["seed"], 4))
     measures |= learned_measures(objective, history, posterior, generator(task["seed"], 6))
     keep = task["method"] == "rtb" and task["seed"] == 0

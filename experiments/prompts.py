@@ -16,14 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from companion import automata, objectives, plain, training
+from companion import automata, objectives, plain
 from companion.samplers import Batch
 from companion.samplers.contexts import ContextNetwork
 from companion.samplers.tokens import TokenSampler, Writing
 from companion.training import Linear, Schedule
 from experiments import names_prior
 from experiments.atlas_names import LETTERS, MAX_LENGTH, Bench, Tables, p_star
-from experiments.common import Outcome, generator, main, settings
+from experiments.common import Outcome, fine_tune, generator, main, measured, settings
 
 NEEDS = ("names_prior",)
 BETA, FLOOR = 2.0, -2.0
@@ -181,17 +181,7 @@ def run(task: dict, checkpoint: Path | None) -> Outcome:
         kl = kl_by_letter(policy, star)
         return {name: kl[rows].mean().item() for name, rows in PARTS.items()}
 
-    history = training.fine_tune(
-        sampler,
-        objective,
-        schedule=plain.from_plain(task["schedule"]),
-        behaviour=plain.from_plain(task["behaviour"]),
-        generator=draws,
-        evaluate=evaluate,
-        evaluate_every=task["evaluate_every"],
-        checkpoint=checkpoint,
-        label=task["name"],
-    )
+    history = fine_tune(task, sampler, draws, objective, **measured(task, evaluate, checkpoint))
     measures: dict[str, Any] = evaluate() | {"by_letter": kl_by_letter(policy, star).tolist()}
     return Outcome(measures | learned(objective, history, log_z), history)
 

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import torch
 
-from companion import objectives, plain, training
+from companion import objectives
 from companion.samplers.tokens import TokenSampler, Writing
 from companion.training import Schedule
 from experiments import atlas_names
 from experiments.atlas_losses import Agro, Kimi, Lagging
-from experiments.common import Outcome, main, settings
+from experiments.common import Outcome, fine_tune, main, measured, settings
 
 NEEDS = ("names_prior",)
 ITERATIONS, BATCH = 160, 256
@@ -79,17 +79,7 @@ def run(task: dict, checkpoint: Path | None) -> Outcome:
     def evaluate():
         return {"kl": bench.kl(policy, p_star)}
 
-    history = training.fine_tune(
-        sampler,
-        objective,
-        schedule=plain.from_plain(task["schedule"]),
-        behaviour=plain.from_plain(task["behaviour"]),
-        generator=draws,
-        evaluate=evaluate,
-        evaluate_every=task["evaluate_every"],
-        checkpoint=checkpoint,
-        label=task["name"],
-    )
+    history = fine_tune(task, sampler, draws, objective, **measured(task, evaluate, checkpoint))
     kl = history.evaluations["kl"].tolist()
     with torch.no_grad():
         return Outcome({"kl": kl[-1], "late_kl": (kl[-2] + kl[-1]) / 2, "granted": bench.granted(policy)}, history)
